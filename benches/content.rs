@@ -18,7 +18,7 @@ use zerofs_csi::chunk::{ChunkCache, ChunkLimits, ChunkStore, Codec};
 use zerofs_csi::crypto::{Keyring, Secret, WrappedKey};
 use zerofs_csi::fs::api::*;
 use zerofs_csi::fs::db::{DbCache, DbPlace};
-use zerofs_csi::fs::{Fs, FsMemory, FsOptions, RootAttr, SyncMode};
+use zerofs_csi::fs::{Fs, FsMemory, FsOptions, FsProperties, RootAttr, SyncMode};
 use zerofs_csi::types::{EntryName, FamilyId, Incarnation, PoolId, WallClock};
 
 const POOL: PoolId = PoolId::from_bytes([1; 16]);
@@ -61,11 +61,14 @@ impl Place {
         );
         let db = DbPlace { cache: DbCache::new(17 << 20), ..self.db.clone() };
         let options = FsOptions {
-            sync: SyncMode::Standard,
-            quota_bytes: None,
-            quota_inodes: None,
-            record_bytes: self.record_bytes,
-            codec: Codec::Lz4,
+            properties: FsProperties {
+                sync: SyncMode::Standard,
+                quota_bytes: None,
+                quota_inodes: None,
+                record_bytes: self.record_bytes,
+                codec: Codec::Lz4,
+                shows_snapshots: false,
+            },
             flush_interval: Duration::from_secs(2),
             memory: FsMemory::new(52 << 20, 43 << 20),
             journal: None,

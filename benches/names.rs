@@ -167,7 +167,7 @@ fn main() {
             .expect("a bucket");
         let journals = tempfile::tempdir().expect("a folder");
         let mut dataset = Dataset::new(bucket, journals.path().to_owned());
-        dataset.options.record_bytes = 65536;
+        dataset.options.properties.record_bytes = 65536;
         dataset.options.memory = zerofs_csi::fs::FsMemory::new(64 << 20, 64 << 20);
         let fs = Arc::new(dataset.open().await);
         let dir = fs

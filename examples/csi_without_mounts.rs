@@ -30,6 +30,7 @@ fn main() -> anyhow::Result<()> {
         nfs_peers: Peers::Privileged,
         peers: Peers::Loopback,
         health_listen: None,
+        admin: None,
     };
     app::run(async move {
         let stop = app::stop_signal()?;

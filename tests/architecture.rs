@@ -14,8 +14,9 @@ const FLOORS: &[&[&str]] = &[
     &["fs", "catalog"],
     &["volume", "mount"],
     &["control"],
-    &["nfs", "csi"],
-    &["exports"],
+    &["rpc"],
+    &["nfs", "csi", "admin"],
+    &["exports", "relay"],
     &["app", "load"],
     &["cli"],
 ];

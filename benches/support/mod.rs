@@ -72,6 +72,12 @@ pub fn folder(path: &Path, request: Duration) -> Bucket {
     Bucket::on(store, object_store::path::Path::default())
 }
 
+/// A bucket in memory, and its store, whose requests may be made to take time.
+pub fn memory() -> (Bucket, Arc<FaultStore>) {
+    let store = FaultStore::memory();
+    (Bucket::on(store.clone(), object_store::path::Path::default()), store)
+}
+
 pub fn name(name: &str) -> EntryName {
     EntryName::try_from(name.as_bytes()).expect("a name")
 }

@@ -5,7 +5,8 @@
 //! process it collects itself, unless another process is collecting.
 
 use crate::control::{
-    Collected, Collector, ControlError, Controller, ExclusiveCollection, Others, Pool,
+    Collected, Collector, ControlError, Controller, ExclusiveCollection, Others, Pool, RunningTask,
+    TaskKind, Tasks,
 };
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,9 +27,11 @@ enum Due {
 }
 
 /// Collects every pool at each interval, and some seconds after a deletion, until stopped. `rate`:
-/// bytes per second of packs that are rewritten.
+/// bytes per second of packs that are rewritten. A collection is one of the `tasks`, unless there is
+/// nothing to do.
 pub async fn run(
     controller: Arc<Controller>,
+    tasks: Tasks,
     interval: Duration,
     rate: u64,
     stop: CancellationToken,
@@ -48,27 +51,30 @@ pub async fn run(
         for pool in controller.pools().iter() {
             tokio::select! {
                 () = stop.cancelled() => return,
-                () = turn(&controller, pool, rate, due) => {}
+                () = turn(&controller, &tasks, pool, rate, due) => {}
             }
         }
     }
 }
 
-async fn turn(controller: &Controller, pool: &Pool, rate: u64, due: Due) {
+async fn turn(controller: &Controller, tasks: &Tasks, pool: &Pool, rate: u64, due: Due) {
     let mut collector = controller.collector(pool).at_rate(Some(rate));
+    // With too many other tasks it goes on without one.
+    let task = tasks.begin(TaskKind::Collection, pool, None, format!("pool {}", pool.name)).ok();
+    if let Some(report) = task.as_ref().map(RunningTask::reporter) {
+        collector = collector.reporting(move |done| {
+            report((done.packs + done.rewritten) as u64, done.pack_bytes + done.rewritten_bytes);
+        });
+    }
     let done = match due {
         Due::ByTime => unless_another(&mut collector).await,
         Due::Deleted => collector.collect_or_wait(PATIENCE).await.map(Some),
     };
+    if let Some(task) = task {
+        end(task, &done);
+    }
     match done {
-        Ok(Some(done))
-            if done.packs
-                + done.datasets.len()
-                + done.snapshots.len()
-                + done.detached.len()
-                + done.databases
-                > 0 =>
-        {
+        Ok(Some(done)) if has_done(&done) => {
             tracing::info!(
                 pool = pool.name,
                 packs = done.packs,
@@ -89,6 +95,24 @@ async fn turn(controller: &Controller, pool: &Pool, rate: u64, due: Due) {
                 "collection failed; the next one starts over"
             );
         }
+    }
+}
+
+fn has_done(done: &Collected) -> bool {
+    let objects = done.packs + done.rewritten + done.databases;
+    objects + done.datasets.len() + done.snapshots.len() + done.detached.len() > 0
+}
+
+fn end(task: RunningTask, done: &Result<Option<Collected>, ControlError>) {
+    match done {
+        Ok(Some(done)) if has_done(done) => task.end(Ok(format!(
+            "{} packs deleted and {} rewritten, {} bytes freed",
+            done.packs,
+            done.rewritten,
+            done.pack_bytes + done.rewritten_bytes
+        ))),
+        Ok(_) => task.forget(),
+        Err(error) => task.end(Err(error.clone())),
     }
 }
 

@@ -1,9 +1,11 @@
 //! The configuration file: YAML, strict. An unknown key is an error that names its line.
 
+use crate::admin::AdminConfig;
 use crate::bucket::PoolUrl;
 use crate::types::ByteSize;
 use serde::Deserialize;
 use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -61,8 +63,14 @@ pub struct Config {
     /// again.
     #[serde(default = "export_idle", with = "human_duration")]
     pub export_idle: Duration,
+    /// The channel between nodes: without it, a volume is mounted on one node at a time.
+    #[serde(default)]
+    pub channel: Option<ChannelConfig>,
     #[serde(default)]
     pub log: LogConfig,
+    /// The administration interface and its page.
+    #[serde(default)]
+    pub admin: AdminConfig,
 }
 
 #[derive(Clone, Deserialize)]
@@ -138,6 +146,18 @@ impl Default for LimitsConfig {
             disk_cache: None,
         }
     }
+}
+
+/// `channel` of the configuration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ChannelConfig {
+    /// Where a node accepts the calls that others relay to it: the same port on every node.
+    pub listen: SocketAddr,
+    /// The address at which other nodes reach this one; it may be left out where `listen` names
+    /// one.
+    #[serde(default)]
+    pub address: Option<IpAddr>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -230,7 +250,9 @@ impl Default for Config {
             mailbox_interval: mailbox_interval(),
             lease: lease(),
             export_idle: export_idle(),
+            channel: None,
             log: LogConfig::default(),
+            admin: AdminConfig::default(),
         }
     }
 }
@@ -278,6 +300,7 @@ impl Config {
                 ));
             }
         }
+        self.admin.check()?;
         if !LEASE_RANGE.contains(&self.lease) {
             let (lease, least, most) = (
                 self.lease.as_secs_f32(),
@@ -336,6 +359,7 @@ pools:
     requestSecrets: true
 limits: { volumesMax: 12, dirtyBytes: 128Mi, dataCache: 1Gi, diskCache: 0 }
 flushInterval: 500ms
+channel: { listen: '0.0.0.0:12050', address: 192.0.2.1 }
 log: { format: json, filter: debug }
 ";
         let config = Config::parse(text).unwrap();
@@ -343,6 +367,9 @@ log: { format: json, filter: debug }
         assert_eq!(config.limits.disk_cache, Some(ByteSize(0)));
         assert_eq!(config.log.format, LogFormat::Json);
         assert_eq!(config.flush_interval, Duration::from_millis(500));
+        let channel = config.channel.unwrap();
+        assert_eq!(channel.listen.port(), 12050);
+        assert_eq!(channel.address, Some("192.0.2.1".parse().unwrap()));
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! The controller: stateless, owns nothing.
 
+use super::admin::AdminOptions;
 use super::config::Config;
 use super::health::Health;
 use super::process::{Process, Ready, run_role};
@@ -14,9 +15,11 @@ pub async fn controller(
     config: Config,
     csi_endpoint: &Path,
     health_listen: Option<SocketAddr>,
+    admin: Option<AdminOptions>,
     ready: Ready<'_>,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
+    let admin = admin.map(|options| options.open(&config.admin)).transpose()?;
     run_role(Process {
         config,
         role: Role::Controller,
@@ -27,6 +30,7 @@ pub async fn controller(
         ready,
         stop,
         health: Health::new(),
+        admin,
     })
     .await
 }

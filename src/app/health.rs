@@ -15,6 +15,7 @@
 use super::handover::{Listening, Service, Sockets};
 use crate::bucket::Requests;
 use crate::control::Pools;
+use crate::control::policy::PolicyStatus;
 use crate::csi::RegistrationState;
 use crate::volume::Volumes;
 use anyhow::Context;
@@ -61,6 +62,7 @@ enum Phase {
 struct Serving {
     pools: Pools,
     volumes: Volumes,
+    policies: PolicyStatus,
     /// The registration, of a plugin that kubelet is to register.
     registration: Option<RegistrationState>,
 }
@@ -78,8 +80,14 @@ impl Health {
     }
 
     /// `registration`: that of a plugin that kubelet is to register.
-    pub fn serving(&self, pools: Pools, volumes: Volumes, registration: Option<RegistrationState>) {
-        *self.phase.write() = Phase::Serving(Serving { pools, volumes, registration });
+    pub fn serving(
+        &self,
+        pools: Pools,
+        volumes: Volumes,
+        policies: PolicyStatus,
+        registration: Option<RegistrationState>,
+    ) {
+        *self.phase.write() = Phase::Serving(Serving { pools, volumes, policies, registration });
     }
 
     pub fn stand_by(&self) {
@@ -236,7 +244,7 @@ fn label(value: &str) -> String {
 }
 
 fn text(serving: &Serving) -> String {
-    let Serving { pools, volumes, registration } = serving;
+    let Serving { pools, volumes, policies, registration } = serving;
     let mut text = String::from(
         "# HELP zerofs_pool_open Whether the pool is open.\n# TYPE zerofs_pool_open gauge\n",
     );
@@ -269,6 +277,22 @@ fn text(serving: &Serving) -> String {
         ));
         line(format_args!("# TYPE zerofs_plugin_registered gauge\n"));
         line(format_args!("zerofs_plugin_registered {}\n", u8::from(registration.is_registered())));
+    }
+    let counts: Vec<_> =
+        pools.iter().filter_map(|pool| Some((&pool.name, policies.of(pool.id())?))).collect();
+    line(format_args!(
+        "# HELP zerofs_policies Datasets with a snapshot policy.\n# TYPE zerofs_policies gauge\n"
+    ));
+    for (pool, counts) in &counts {
+        line(format_args!("zerofs_policies{{pool=\"{}\"}} {}\n", label(pool), counts.policies));
+    }
+    let what = "Datasets whose newest policy snapshot has been missing for half an hour.";
+    line(format_args!(
+        "# HELP zerofs_policies_overdue {what}\n# TYPE zerofs_policies_overdue gauge\n"
+    ));
+    for (pool, counts) in &counts {
+        let (pool, overdue) = (label(pool), counts.overdue);
+        line(format_args!("zerofs_policies_overdue{{pool=\"{pool}\"}} {overdue}\n"));
     }
     line(format_args!(
         "# HELP zerofs_requests_total Requests to the pool's object store, including retries.\n\
@@ -316,10 +340,17 @@ mod tests {
         };
         assert!(asked().await.unwrap().unwrap_err().to_string().contains("another process serves"));
         let registration = RegistrationState::default();
-        health.serving(pools.clone(), parts.volumes.clone(), Some(registration.clone()));
+        let policies = || parts.policies.clone();
+        health.serving(
+            pools.clone(),
+            parts.volumes.clone(),
+            policies(),
+            Some(registration.clone()),
+        );
         let serving = |registration| Serving {
             pools: pools.clone(),
             volumes: parts.volumes.clone(),
+            policies: policies(),
             registration,
         };
         let text = || text(&serving(Some(registration.clone())));
@@ -344,7 +375,7 @@ mod tests {
             StatusCode::SERVICE_UNAVAILABLE
         );
         // Like a server, which kubelet does not register.
-        health.serving(pools.clone(), parts.volumes.clone(), None);
+        health.serving(pools.clone(), parts.volumes.clone(), policies(), None);
         assert_eq!(ready(State(health.clone())).await.into_response().status(), StatusCode::OK);
         let text = super::text(&serving(None));
         assert_eq!(asked().await.unwrap().unwrap(), "ok");

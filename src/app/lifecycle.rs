@@ -4,6 +4,7 @@
 //! or a hand-over. After a hand-over that failed, or when the successor exits, another active
 //! period of the same process begins, with the sockets that it has kept.
 
+use super::channel::ChannelParts;
 use super::endpoints::NfsEndpoints;
 use super::handover::{
     Activation, HandoverListener, Hello, Listening, Sockets, Standby, Successor, transfer,
@@ -118,7 +119,7 @@ impl Lifecycle {
     }
 
     /// Serves until it is stopped (`None`), handed over, or a hand-over fails. `own` describes this
-    /// process; `quiesce` quiesces the services beside the staged volumes. The sockets are in
+    /// process; `quiesce` gives the sockets of the services beside the staged volumes. They are in
     /// `input` afterwards.
     ///
     /// # Errors
@@ -129,7 +130,7 @@ impl Lifecycle {
         mut endings: Endings,
         own: impl Fn() -> Hello,
         input: &HandoverInput<'a, M>,
-        quiesce: impl Fn() -> BoxFuture<'a, Option<Listening>>,
+        quiesce: impl Fn() -> BoxFuture<'a, Vec<Listening>>,
     ) -> anyhow::Result<Option<HandoverOutcome>> {
         let mut state = Some(endings.state);
         loop {
@@ -152,7 +153,7 @@ impl Lifecycle {
         state: &mut Option<StateDir>,
         successor: Successor,
         input: &HandoverInput<'_, M>,
-        quiesce: BoxFuture<'_, Option<Listening>>,
+        quiesce: BoxFuture<'_, Vec<Listening>>,
     ) -> HandoverOutcome {
         let (parts, agent) = (input.parts, input.agent);
         let Some(successor) = prepare(successor, parts).await else {
@@ -184,17 +185,17 @@ impl Lifecycle {
         state: StateDir,
         successor: Successor,
         input: &HandoverInput<'_, M>,
-        quiesce: BoxFuture<'_, Option<Listening>>,
+        quiesce: BoxFuture<'_, Vec<Listening>>,
         held: HandoverHold,
     ) -> HandoverOutcome {
         let HandoverInput { folder, parts, agent, health, sockets } = *input;
         let begun = Instant::now();
         self.work.cancel();
-        let (volumes, exports) =
+        let (volumes, others) =
             futures::future::join(agent.endpoints().quiesce(QUIESCE_LIMIT), quiesce).await;
         volumes
             .into_iter()
-            .chain(exports)
+            .chain(others)
             .chain(health.give())
             .for_each(|listening| sockets.put(listening));
         let quiesced = begun.elapsed();
@@ -377,16 +378,20 @@ pub(super) async fn start_agent<M: Mounter>(
     mounter: M,
     state: &StateDir,
     peers: Peers,
-    budget: &Budget,
+    (budget, channel): (&Budget, Option<&ChannelParts>),
     sockets: Arc<Sockets>,
 ) -> anyhow::Result<Arc<NodeAgent<M, NfsEndpoints>>> {
-    let settings =
-        NodeSettings::new(state.path().join("staged"), parts.config.driver_name.clone())?;
+    let settings = NodeSettings {
+        channel: channel.map(|channel| channel.channel.clone()),
+        carriers: channel.map(|channel| channel.carriers.clone()).unwrap_or_default(),
+        ..NodeSettings::new(state.path().join("staged"), parts.config.driver_name.clone())?
+    };
     let endpoints = NfsEndpoints::new(
         Options { peers, limits: parts.nfs, ..Options::default() },
         budget.clone(),
         sockets,
-    );
+    )
+    .with_relay(channel.map(|channel| channel.relay.clone()));
     Ok(NodeAgent::start(mounter, endpoints, parts.volumes.clone(), parts.pools.clone(), settings)
         .await?)
 }

@@ -8,9 +8,13 @@
 //! name, and one process at a time has it locked. The next process may take it over from the one
 //! that serves ([`handover`]).
 
+mod admin;
+mod browse;
+mod channel;
 mod collecting;
 pub mod config;
 mod controller;
+mod credentials;
 mod endpoints;
 pub mod handover;
 mod health;
@@ -20,6 +24,7 @@ mod logging;
 mod memory;
 mod node;
 mod parts;
+mod policies;
 mod pools;
 mod process;
 mod role;
@@ -28,7 +33,9 @@ mod serve;
 mod served;
 mod state_dir;
 
-pub use config::Config;
+pub use admin::{AdminOptions, Exposure};
+pub use browse::browse;
+pub use config::{ChannelConfig, Config};
 pub use controller::controller;
 pub use endpoints::NfsEndpoints;
 pub use health::ask_ready;

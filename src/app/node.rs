@@ -52,6 +52,7 @@ pub async fn node<M: Mounter>(
         ready,
         stop,
         health,
+        admin: None,
     })
     .await
 }

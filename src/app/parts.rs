@@ -5,13 +5,12 @@ use super::journals;
 use super::memory::{Shares, process_max};
 use super::state_dir::StateDir;
 use crate::chunk::{ChunkCache, ChunkLimits, DiskSize};
-use crate::control::node::Mounts;
-use crate::control::{Controller, Pools, report_damage, serve_mailbox};
+use crate::control::policy::PolicyStatus;
+use crate::control::{Carriers, Controller, Pools, report_damage};
 use crate::nfs::Limits;
 use crate::types::SessionId;
 use crate::volume::{LeaseSettings, VolumeSettings, Volumes};
 use anyhow::Context;
-use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 
 /// The parts of a process, wired.
@@ -21,6 +20,8 @@ pub struct Parts {
     pub volumes: Volumes,
     /// Limits of all NFS endpoints together.
     pub nfs: Limits,
+    /// Counts of the snapshot policies that this process runs.
+    pub policies: PolicyStatus,
 }
 
 impl Parts {
@@ -53,7 +54,7 @@ impl Parts {
             settings,
             LeaseSettings { lease: config.lease, ..LeaseSettings::default() },
         );
-        Ok(Self { config, pools, volumes, nfs: shares.nfs })
+        Ok(Self { config, pools, volumes, nfs: shares.nfs, policies: PolicyStatus::default() })
     }
 }
 
@@ -85,23 +86,10 @@ async fn chunk_cache(
 }
 
 impl Parts {
-    pub(super) fn controller(&self) -> Controller {
+    pub(super) fn controller(&self, carriers: Carriers) -> Controller {
         Controller::new(self.pools.clone(), self.volumes.clone())
             .with_owner_timeout(self.config.owner_timeout)
-    }
-
-    pub(super) fn mailbox(
-        &self,
-        mounts: Arc<dyn Mounts>,
-        stop: &CancellationToken,
-    ) -> impl Future<Output = ()> + Send + use<> {
-        serve_mailbox(
-            self.pools.clone(),
-            self.volumes.clone(),
-            mounts,
-            self.config.mailbox_interval,
-            stop.child_token(),
-        )
+            .with_carriers(carriers)
     }
 
     pub(super) fn damage_reports(

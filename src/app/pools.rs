@@ -353,7 +353,7 @@ pub(super) async fn unlocker(
 }
 
 /// A folder with a file for each credential, or a YAML file of them.
-fn read_credentials(path: &Path) -> anyhow::Result<Vec<(String, String)>> {
+pub(super) fn read_credentials(path: &Path) -> anyhow::Result<Vec<(String, String)>> {
     if !path.is_dir() {
         let text = read_limited(path)?;
         let map: std::collections::BTreeMap<String, String> = serde_saphyr::from_str(&text)

@@ -5,8 +5,11 @@
 //! node plugin flushes staged volumes, which stay owned: their mounts wait for the next start
 //! (R24), or for the process that takes over. A server also closes and releases its exports.
 
+use super::admin::AdminEdge;
+use super::channel::{AskerParts, ChannelParts};
 use super::collecting;
 use super::config::Config;
+use super::credentials::CredentialFiles;
 use super::endpoints::NfsEndpoints;
 use super::handover::{
     Activation, HandoverListener, Listening, Predecessor, Service, Sockets, wait_until_active,
@@ -16,15 +19,17 @@ use super::lifecycle::{
     self, Ended, Endings, FLUSH_LIMIT, HandoverInput, HandoverOutcome, Lifecycle, STOP_GRACE,
 };
 use super::parts::Parts;
+use super::policies;
 use super::pools::{self, Missing, Opening};
 use super::role::{NodeRole, Role, ServeRole};
 use super::served::{Served, bind, quiesce_exports, serve_nfs, start_exports};
 use super::state_dir::{StateDir, StateFolder};
+use crate::control::channel::Channel;
 use crate::control::cluster;
 use crate::control::node::{Mounts, NodeAgent};
 use crate::control::secrets::{NoSecrets, Unlock};
 use crate::control::unlock::Unlocker;
-use crate::control::{Controller, Pools};
+use crate::control::{Carriers, Controller, Pools, RequestServer, Tasks};
 use crate::csi::{
     ControllerService, CsiServices, IdentityService, Living, NodeInfo, NodeService, Registrar,
     RegistrationSocket, RegistrationState,
@@ -32,6 +37,7 @@ use crate::csi::{
 use crate::exports::{ServeTable, VolumeUsers};
 use crate::mount::Mounter;
 use crate::nfs::{Budget, Options};
+use crate::types::WallClock;
 use anyhow::Context;
 use futures::FutureExt;
 use parking_lot::Mutex;
@@ -61,6 +67,8 @@ pub(super) struct Process<'a, M> {
     pub ready: Ready<'a>,
     pub stop: CancellationToken,
     pub health: Health,
+    /// The administration interface, if it is served.
+    pub admin: Option<AdminEdge>,
 }
 
 /// The pools of a process.
@@ -73,13 +81,16 @@ enum ProcessPools {
 
 impl ProcessPools {
     async fn start<M>(process: &Process<'_, M>) -> anyhow::Result<Self> {
-        Ok(match process.role {
+        let files = CredentialFiles::read(&process.config);
+        let started = match process.role {
             Role::Serve(_) => Self::Open(pools::open(&process.config, Missing::Create).await?),
             Role::Controller | Role::Node(_) => Self::Opening {
                 opening: pools::open_patiently(&process.config, &process.stop)?,
                 unlocker: None,
             },
-        })
+        };
+        tokio::spawn(files.follow(started.pools().clone(), process.stop.clone()));
+        Ok(started)
     }
 
     fn pools(&self) -> &Pools {
@@ -196,17 +207,17 @@ impl<M: Mounter> Process<'_, M> {
         };
         let state = held.as_ref().map(|(_, state)| state);
         let period = self.start(state, &sockets, pools, early).await?;
-        let csi = self.serve_csi(&period, living, pools).await?;
+        let csi = self.serve_csi(&period, (living, &sockets), pools).await?;
         self.register(&period, &sockets)?;
         let line = self.ready_line(period.served.as_ref());
         let Some((folder, state)) = held else {
-            (self.ready)(line);
+            self.say_ready(line);
             lifecycle::until_stopped(csi, &self.stop).await?;
             return period.stop().await.map(|()| Ended::Stopped);
         };
         let handover = HandoverListener::bind(&state)?;
         announce(&sockets, predecessor.as_ref()).await;
-        (self.ready)(line);
+        self.say_ready(line);
         self.until_ended(period, folder, Endings { csi, handover, state }).await
     }
 
@@ -226,23 +237,42 @@ impl<M: Mounter> Process<'_, M> {
         let refusals = pools::watch_refusals(parts.pools.clone(), lifecycle.services.clone());
         lifecycle.service_tasks.spawn(refusals);
         let budget = Budget::new(&parts.nfs);
+        let (mut carriers, mut asker, mut port) = (Carriers::default(), None, None);
         // Before everything else: calls on staged volumes must find a listener.
         let agent = match state {
             Some(state) => {
                 let (mounter, peers) = (self.mounter.clone(), self.role.peers());
-                let started =
-                    lifecycle::start_agent(&parts, mounter, state, peers, &budget, sockets.clone());
-                Some(started.await?)
+                let channel = match &parts.config.channel {
+                    Some(config) => Some(ChannelParts::open(config, &parts.volumes, peers).await?),
+                    None => None,
+                };
+                let relay = (&budget, channel.as_ref());
+                let sockets = sockets.clone();
+                let started = lifecycle::start_agent(&parts, mounter, state, peers, relay, sockets);
+                let agent = started.await?;
+                if let Some(channel) = &channel {
+                    carriers = channel.carriers.clone();
+                }
+                port = channel;
+                Some(agent)
             }
-            None => None,
+            None => {
+                let parts = AskerParts::new(&parts.volumes)?;
+                carriers = parts.carriers;
+                asker = Some(parts.channel);
+                None
+            }
         };
         if let Some(at) = self.health_listen {
             let serve = self.health.clone().serve(at, sockets.clone(), lifecycle.services.clone());
             lifecycle.service_tasks.spawn(serve);
         }
-        let mut period = Period { lifecycle, parts, agent, served: None, registration };
+        let (served, requests) = (None, None);
+        let mut period =
+            Period { lifecycle, parts, agent, served, registration, requests, carriers, asker };
         if let (Role::Serve(role), Some(agent)) = (&self.role, &period.agent) {
-            let exports = start_exports(agent, &period.parts, &period.lifecycle).await?;
+            let carriers = period.carriers.clone();
+            let exports = start_exports(agent, &period.parts, carriers, &period.lifecycle).await?;
             let nfs = match role.nfs_listen {
                 Some(at) => {
                     let limits = period.parts.nfs;
@@ -254,6 +284,7 @@ impl<M: Mounter> Process<'_, M> {
             };
             period.served = Some(Served { exports, nfs });
         }
+        period.take_requests(port)?;
         Ok(period)
     }
 
@@ -261,13 +292,17 @@ impl<M: Mounter> Process<'_, M> {
     async fn serve_csi(
         &self,
         period: &Period<M>,
-        living: Living,
+        (living, sockets): (Living, &Sockets),
         pools: &mut ProcessPools,
     ) -> anyhow::Result<Option<JoinHandle<std::io::Result<()>>>> {
         let Period { lifecycle, parts, agent, .. } = period;
         let unlock = pools.unlock(self).await?;
-        let controller = self.controller(parts, agent.as_ref());
-        self.start_work(period, controller.as_ref());
+        let controller = self.controller(period);
+        let tasks = Tasks::new(lifecycle.work.child_token());
+        self.start_work(period, controller.as_ref(), &tasks);
+        if let (Some(admin), Some(controller)) = (&self.admin, &controller) {
+            admin.start(parts, (controller, tasks), lifecycle, (living, sockets)).await?;
+        }
         let node = agent.as_ref().map(|agent| {
             let info = node_info(parts, parts.volumes.settings().node.clone());
             NodeService::new(agent.clone(), info, unlock.clone())
@@ -303,10 +338,12 @@ impl<M: Mounter> Process<'_, M> {
         // Evaluated only in a hand-over.
         let quiesce = || {
             async {
-                match period.served.as_ref().and_then(|served| served.nfs.as_ref()) {
+                let given = match period.served.as_ref().and_then(|served| served.nfs.as_ref()) {
                     Some(nfs) => quiesce_exports(nfs).await,
                     None => period.registration.take(),
-                }
+                };
+                let admin = self.admin.as_ref().and_then(AdminEdge::give);
+                given.into_iter().chain(admin).collect::<Vec<_>>()
             }
             .boxed()
         };
@@ -318,14 +355,17 @@ impl<M: Mounter> Process<'_, M> {
                 Ok(Ended::Active(Activation::resumed(state, handed_over)))
             }
             Some(HandoverOutcome::Done(standby)) => {
-                let Period { lifecycle, parts, agent, served, .. } = period;
+                let Period { lifecycle, parts, agent, served, requests, carriers, .. } = period;
                 if served.is_some() && standby.serving().await.is_ok() {
                     lifecycle.end_services().await;
                     tracing::info!("another process is serving; this one exits");
                     return Ok(Ended::Stopped);
                 }
+                if let Some(agent) = &agent {
+                    agent.end().await;
+                }
                 // The other process needs the memory.
-                drop((parts, agent, served));
+                drop((parts, agent, served, requests, carriers));
                 Ok(lifecycle.stand_by(&standby, handed_over, &self.stop).await)
             }
             Some(HandoverOutcome::Refused) | None => period.stop().await.map(|()| Ended::Stopped),
@@ -337,42 +377,42 @@ impl<M: Mounter> Process<'_, M> {
             Role::Node(NodeRole { registration: Some(_), .. }) => Some(registration.state.clone()),
             _ => None,
         };
-        self.health.serving(parts.pools.clone(), parts.volumes.clone(), expected);
+        let policies = parts.policies.clone();
+        self.health.serving(parts.pools.clone(), parts.volumes.clone(), policies, expected);
     }
 
-    fn controller(
-        &self,
-        parts: &Parts,
-        agent: Option<&Arc<NodeAgent<M, NfsEndpoints>>>,
-    ) -> Option<Arc<Controller>> {
-        let controller = self.role.is_controller().then(|| parts.controller())?;
-        Some(Arc::new(match agent {
+    fn controller(&self, period: &Period<M>) -> Option<Arc<Controller>> {
+        let carriers = period.carriers.clone();
+        let controller = self.role.is_controller().then(|| period.parts.controller(carriers))?;
+        Some(Arc::new(match &period.agent {
             Some(agent) => controller.with_mounts(agent.clone()),
             None => controller,
         }))
     }
 
     /// Background work: requests of other processes, obsolete journals, reports of damage,
-    /// collections, lost nodes.
-    fn start_work(&self, period: &Period<M>, controller: Option<&Arc<Controller>>) {
-        let Period { lifecycle, parts, agent, served, .. } = period;
+    /// collections, snapshot policies, lost nodes.
+    fn start_work(&self, period: &Period<M>, controller: Option<&Arc<Controller>>, tasks: &Tasks) {
+        let Period { lifecycle, parts, requests, .. } = period;
         let Lifecycle { work, work_tasks, .. } = lifecycle;
-        if let Some(agent) = agent {
-            let mounts: Arc<dyn Mounts> = match served {
-                Some(Served { exports, .. }) => {
-                    Arc::new(VolumeUsers { mounts: agent.clone(), exports: exports.clone() })
-                }
-                None => agent.clone(),
-            };
-            work_tasks.spawn(parts.mailbox(mounts, work));
+        if let Some(requests) = requests {
+            let interval = parts.config.mailbox_interval;
+            work_tasks.spawn(requests.clone().serve_mailbox(interval, work.child_token()));
             work_tasks.spawn(parts.journals(work));
             work_tasks.spawn(parts.damage_reports(work));
         }
         if let Some(controller) = controller {
             work_tasks.spawn(collecting::run(
                 controller.clone(),
+                tasks.clone(),
                 parts.config.collect_interval,
                 parts.config.collect_rate.0,
+                work.clone(),
+            ));
+            work_tasks.spawn(policies::run(
+                controller.clone(),
+                parts.policies.clone(),
+                WallClock::default(),
                 work.clone(),
             ));
             if matches!(self.role, Role::Controller) {
@@ -426,7 +466,17 @@ impl<M: Mounter> Process<'_, M> {
         if let Some(path) = &self.csi_endpoint {
             line += &format!(" csi unix://{}", path.display());
         }
+        if let Some(admin) = &self.admin {
+            line += &admin.addresses();
+        }
         line
+    }
+
+    fn say_ready(&self, line: String) {
+        (self.ready)(line);
+        if let (Role::Serve(_), Some(admin)) = (&self.role, &self.admin) {
+            admin.print_login();
+        }
     }
 }
 
@@ -483,9 +533,36 @@ struct Period<M> {
     /// The exports of a server.
     served: Option<Served>,
     registration: Registration,
+    /// Carries out what other processes ask for. None in a controller.
+    requests: Option<Arc<RequestServer>>,
+    /// How this process asks others.
+    carriers: Carriers,
+    /// The key by which owners know a controller.
+    asker: Option<Arc<Channel>>,
 }
 
-impl<M> Period<M> {
+impl<M: Mounter> Period<M> {
+    /// Begins to take the requests of other processes, and what they relay. `port`: the channel's.
+    fn take_requests(&mut self, port: Option<ChannelParts>) -> anyhow::Result<()> {
+        let Some(agent) = &self.agent else { return Ok(()) };
+        let mounts: Arc<dyn Mounts> = match &self.served {
+            Some(Served { exports, .. }) => {
+                Arc::new(VolumeUsers { mounts: agent.clone(), exports: exports.clone() })
+            }
+            None => agent.clone(),
+        };
+        let (pools, volumes) = (self.parts.pools.clone(), self.parts.volumes.clone());
+        let channel = port.as_ref().map(|port| port.channel.clone());
+        let requests =
+            Arc::new(RequestServer::new(pools.clone(), volumes, mounts).with_channel(channel));
+        self.requests = Some(requests.clone());
+        if let Some(port) = port {
+            let work = (&self.lifecycle.work, &self.lifecycle.work_tasks);
+            port.serve(pools, agent.endpoints().owned(), requests, work)?;
+        }
+        Ok(())
+    }
+
     /// Ends in order: every acknowledged change is in the store, and volumes that are not mounted
     /// are released.
     async fn stop(self) -> anyhow::Result<()> {
@@ -500,7 +577,16 @@ impl<M> Period<M> {
             }
             None => None,
         };
+        if let Some(agent) = &self.agent {
+            agent.end().await;
+        }
+        if let Some(asker) = &self.asker {
+            asker.withdraw().await;
+        }
         self.lifecycle.stop().await;
+        if let Some(requests) = &self.requests {
+            requests.finish(STOP_GRACE).await;
+        }
         let closed = match exports {
             Some(exports) => exports.close(FLUSH_LIMIT).await,
             None => Ok(()),

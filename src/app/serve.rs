@@ -1,5 +1,6 @@
 //! Everything for one machine: both CSI services on one socket, and every dataset under NFS.
 
+use super::admin::AdminOptions;
 use super::config::Config;
 use super::health::Health;
 use super::process::{Process, Ready, run_role};
@@ -22,6 +23,8 @@ pub struct ServeOptions {
     pub peers: Peers,
     /// The address that serves `/healthz`, `/readyz` and `/metrics`.
     pub health_listen: Option<SocketAddr>,
+    /// The administration interface, if it is served.
+    pub admin: Option<AdminOptions>,
 }
 
 /// Runs until `stop`, or until another process has taken over and serves.
@@ -38,8 +41,16 @@ pub async fn serve<M: Mounter>(
              the credentials of the pool for `serve`"
         );
     }
-    let ServeOptions { state_dir, csi_endpoint, nfs_listen, nfs_peers, peers, health_listen } =
-        options;
+    let ServeOptions {
+        state_dir,
+        csi_endpoint,
+        nfs_listen,
+        nfs_peers,
+        peers,
+        health_listen,
+        admin,
+    } = options;
+    let admin = admin.map(|options| options.open(&config.admin)).transpose()?;
     run_role(Process {
         config,
         role: Role::Serve(ServeRole { state_dir, nfs_listen, nfs_peers, peers }),
@@ -49,6 +60,7 @@ pub async fn serve<M: Mounter>(
         ready,
         stop,
         health: Health::new(),
+        admin,
     })
     .await
 }

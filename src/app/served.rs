@@ -4,6 +4,7 @@ use super::endpoints::NfsEndpoints;
 use super::handover::{Listening, Service, Sockets};
 use super::lifecycle::{Lifecycle, QUIESCE_LIMIT};
 use super::parts::Parts;
+use crate::control::Carriers;
 use crate::control::node::NodeAgent;
 use crate::exports::{Exports, ServeTable};
 use crate::mount::Mounter;
@@ -42,6 +43,7 @@ pub(super) async fn quiesce_exports(nfs: &Server<ServeTable>) -> Option<Listenin
 pub(super) async fn start_exports<M: Mounter>(
     agent: &Arc<NodeAgent<M, NfsEndpoints>>,
     parts: &Parts,
+    carriers: Carriers,
     lifecycle: &Lifecycle,
 ) -> anyhow::Result<Arc<Exports>> {
     // The agent reopens staged volumes.
@@ -49,7 +51,7 @@ pub(super) async fn start_exports<M: Mounter>(
     let is_staged = Box::new(move |id| staged.is_staged(id));
     let (pools, volumes) = (parts.pools.clone(), parts.volumes.clone());
     let (idle, work) = (parts.config.export_idle, lifecycle.work.clone());
-    Ok(Exports::start(pools, volumes, is_staged, idle, work).await?)
+    Ok(Exports::start(pools, volumes, carriers, is_staged, idle, work).await?)
 }
 
 /// Serves the exports on a socket that was bound early, handed over, or is bound now.

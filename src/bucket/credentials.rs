@@ -19,6 +19,28 @@ use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 use zeroize::Zeroizing;
 
+const STORE_PREFIXES: [&str; 4] = ["aws_", "google_", "azure_storage_", "azure_"];
+/// Options that are credentials, without the store's prefix.
+const SECRET_OPTIONS: [&str; 17] = [
+    "access_key_id",
+    "secret_access_key",
+    "session_token",
+    "token",
+    "service_account_key",
+    "account_key",
+    "access_key",
+    "master_key",
+    "sas_key",
+    "sas_token",
+    "client_id",
+    "client_secret",
+    "tenant_id",
+    "authority_id",
+    "bearer_token",
+    "application_credentials",
+    "service_account",
+];
+
 /// Credentials and options of a store, by the names that its own tools use: `access_key_id`,
 /// `secret_access_key`, `session_token`, `region`, `endpoint`, `allow_http`; `service_account_key`;
 /// `account_name`, `account_key`, … Names may carry the store's prefix (`aws_`, `google_`,
@@ -39,6 +61,13 @@ impl Credentials {
     /// `GOOGLE_…`, `AZURE_…`).
     pub fn from_env() -> Self {
         Self { environment: true, options: BTreeMap::new() }
+    }
+
+    /// Returns whether an option proves who the caller is, and does not say where the store is.
+    pub fn is_secret(name: &str) -> bool {
+        let name = name.trim().to_ascii_lowercase().replace('-', "_");
+        let bare = STORE_PREFIXES.iter().find_map(|prefix| name.strip_prefix(prefix));
+        SECRET_OPTIONS.contains(&bare.unwrap_or(&name))
     }
 
     /// Adds options, each replacing an earlier one of its name.

@@ -30,6 +30,7 @@ mod limits;
 mod pages;
 mod rate;
 mod refusal;
+mod replaceable;
 mod url;
 
 pub use credentials::{Credentials, Folder};
@@ -47,6 +48,7 @@ use object_store::prefix::PrefixStore;
 use object_store::{
     Attribute, Attributes, GetOptions, GetRange, ObjectStore, ObjectStoreExt, PutMode, PutOptions,
 };
+use replaceable::Replaceable;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -78,6 +80,8 @@ pub struct Bucket {
     /// The folder of a pool that is in one.
     folder: Option<Arc<std::path::Path>>,
     store: Arc<Guarded>,
+    /// Below all limits: the client of the store, with its credentials.
+    client: Arc<Replaceable>,
     failpoints: Failpoints,
 }
 
@@ -98,12 +102,14 @@ impl Bucket {
         // A put waits for the disk, however long it takes: an abandoned put would take effect all
         // the same (R35).
         let puts = if url.folder().is_some() { Puts::Unlimited } else { Puts::Limited };
-        let store = Arc::new(Guarded::new(below(store, url.prefix().clone()), limits, puts));
+        let client = Arc::new(Replaceable::new(below(store, url.prefix().clone())));
+        let store = Arc::new(Guarded::new(client.clone(), limits, puts));
         Ok(Self {
             url: url.as_str().into(),
             remote: url.is_remote(),
             folder: url.folder().map(Arc::from),
             store,
+            client,
             failpoints,
         })
     }
@@ -116,8 +122,16 @@ impl Bucket {
     /// A bucket on any store; `prefix` is the pool's.
     pub fn on(store: Arc<dyn ObjectStore>, prefix: Path) -> Self {
         let url = format!("{store}").into();
-        let store = Arc::new(Guarded::new(below(store, prefix), Limits::default(), Puts::Limited));
-        Self { url, remote: false, folder: None, store, failpoints: Failpoints::default() }
+        let client = Arc::new(Replaceable::new(below(store, prefix)));
+        let store = Arc::new(Guarded::new(client.clone(), Limits::default(), Puts::Limited));
+        Self { url, remote: false, folder: None, store, client, failpoints: Failpoints::default() }
+    }
+
+    /// Uses the credentials of another opening of the same place from now on, in every clone of
+    /// this bucket and in all that was opened on it. Whether they are any good is the caller's to
+    /// find out first.
+    pub fn take_credentials_of(&self, other: &Self) {
+        self.client.replace(other.client.now());
     }
 
     /// The same bucket with other limits and counters at zero.

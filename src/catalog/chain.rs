@@ -187,7 +187,7 @@ impl Chain<'_> {
     }
 
     /// The chain's versions, oldest first.
-    async fn versions(&self) -> Result<Vec<(u64, Listed)>, CatalogError> {
+    pub async fn versions(&self) -> Result<Vec<(u64, Listed)>, CatalogError> {
         let found = self
             .bucket
             .list(&self.prefix)

@@ -6,7 +6,7 @@ use crate::types::{Class, Classify};
 
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum CatalogError {
-    #[error("{what}")]
+    #[error("{what}: {source}")]
     Bucket {
         what: String,
         #[source]

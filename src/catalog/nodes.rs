@@ -1,14 +1,15 @@
-//! Node sessions: their heartbeats, the revocations of their claims, and what they report of
-//! damaged volumes.
+//! Node sessions: their heartbeats, the revocations of their claims, what they report of damaged
+//! volumes, and where they accept relayed calls.
 //!
 //! A heartbeat is an object of its own, put if absent under a number that only grows, never an
 //! overwrite (R1). One writer per session would make an overwrite safe against others, but not
 //! against itself: an abandoned put may arrive late, and bring an old heartbeat back over a newer
 //! one. A watcher would then see no change although there was one. Of numbered objects the largest
-//! counts, which no late put makes smaller. Lower numbers are removed by the next renewal.
+//! counts, which no late put makes smaller. Lower numbers are removed by the next renewal. The
+//! object of a session's channel is renewed in the same way.
 
 use super::frame::{Header, RECORD_BYTES_MAX, decode_record, encode_record};
-use super::{Catalog, CatalogError, DamageReport, Heartbeat, Revocation};
+use super::{Catalog, CatalogError, DamageReport, Heartbeat, NodeChannel, Revocation};
 use crate::bucket::PutNew;
 use crate::types::{ClaimId, DatasetId, Incarnation, SessionId};
 use serde::Serialize;
@@ -16,6 +17,8 @@ use serde::de::DeserializeOwned;
 
 /// Most reports read at once; the rest is left to the next time.
 const REPORTS_MAX: usize = 64;
+/// Most times that a record is looked for which a newer one replaces while it is.
+const REPLACED_MAX: usize = 8;
 
 /// The status of a node session, as a listing of its folder shows it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -55,6 +58,14 @@ fn damage_key(session: SessionId, dataset: DatasetId) -> String {
 /// Returns whether this is the key of a report of a damaged volume.
 pub fn is_damage_report(key: &str) -> bool {
     key.split('/').nth(2) == Some(DAMAGE)
+}
+
+fn channels(session: SessionId) -> String {
+    format!("{}/channel", folder(session))
+}
+
+fn channel_key(session: SessionId, number: u64) -> String {
+    format!("{}/{number:020}", channels(session))
 }
 
 /// The prefix of requests to a session, each under a random id.
@@ -142,9 +153,23 @@ impl Catalog {
         &self,
         session: SessionId,
     ) -> Result<Option<Heartbeat>, CatalogError> {
-        let Some(newest) = self.node_status(session).await?.newest() else { return Ok(None) };
-        // Absent: the next one has replaced it.
-        self.get_record(&heartbeat_key(session, newest)).await
+        for _ in 0..REPLACED_MAX {
+            let Some(newest) = self.node_status(session).await?.newest() else { return Ok(None) };
+            self.bucket().failpoints().step("catalog.heartbeat.listed").await.map_err(
+                |injected| {
+                    CatalogError::bucket(
+                        format!("reading a heartbeat of session {session}"),
+                        injected,
+                    )
+                },
+            )?;
+            let found = self.get_record(&heartbeat_key(session, newest)).await?;
+            // Absent: the next one has replaced it. It is no sign that the session has ended.
+            if found.is_some() {
+                return Ok(found);
+            }
+        }
+        Err(CatalogError::InProgress { what: format!("a renewal by session {session}") })
     }
 
     /// The revocation of a claim, if there is one that can be read.
@@ -201,6 +226,68 @@ impl Catalog {
         dataset: DatasetId,
     ) -> Result<(), CatalogError> {
         self.remove_record(damage_key(session, dataset)).await
+    }
+
+    /// Writes where a session accepts relayed calls. `number` is larger than that of every earlier
+    /// call of this session, also of one that failed.
+    pub async fn put_channel(
+        &self,
+        session: SessionId,
+        number: u64,
+        channel: &NodeChannel,
+    ) -> Result<(), CatalogError> {
+        let key = channel_key(session, number);
+        match self.put_new_record(&key, channel).await? {
+            PutNew::Created => Ok(()),
+            PutNew::Exists => {
+                let why = "another process writes under this session".to_owned();
+                Err(CatalogError::Precondition { what: key, why })
+            }
+        }
+    }
+
+    /// Where a session accepts relayed calls; `None`: nowhere, or it has ended.
+    pub async fn channel(&self, session: SessionId) -> Result<Option<NodeChannel>, CatalogError> {
+        for _ in 0..REPLACED_MAX {
+            let numbers = self.channel_numbers(session).await?;
+            let Some(newest) = numbers.last() else { return Ok(None) };
+            let found = self.get_record(&channel_key(session, *newest)).await?;
+            // Absent: the next one has replaced it, or the session has just ended.
+            if found.is_some() {
+                return Ok(found);
+            }
+        }
+        Err(CatalogError::InProgress { what: format!("the channel of session {session}") })
+    }
+
+    /// Removes what [`Self::put_channel`] wrote below `number`. Absent ones count as removed.
+    pub async fn remove_channels(
+        &self,
+        session: SessionId,
+        below: u64,
+    ) -> Result<(), CatalogError> {
+        let numbers = self.channel_numbers(session).await?;
+        let old = numbers.into_iter().filter(|number| *number < below);
+        let keys: Vec<String> = old.map(|number| channel_key(session, number)).collect();
+        if keys.is_empty() {
+            return Ok(());
+        }
+        let removed = self.bucket().delete(&keys).await;
+        removed
+            .map_err(|e| CatalogError::bucket(format!("removing channels of session {session}"), e))
+    }
+
+    /// Ascending.
+    async fn channel_numbers(&self, session: SessionId) -> Result<Vec<u64>, CatalogError> {
+        let prefix = channels(session);
+        let listed = self.bucket().list(&prefix).await;
+        let listed = listed.map_err(|e| {
+            CatalogError::bucket(format!("looking for the channel of session {session}"), e)
+        })?;
+        let number = |key: &str| super::chain::version_of(key.rsplit_once('/')?.1);
+        let mut numbers: Vec<u64> = listed.iter().filter_map(|at| number(&at.key)).collect();
+        numbers.sort_unstable();
+        Ok(numbers)
     }
 
     async fn get_record<T: DeserializeOwned>(&self, key: &str) -> Result<Option<T>, CatalogError> {

@@ -151,12 +151,33 @@ impl Catalog {
     /// Checks that the pool itself still exists, and is this one, before the absence of a record is
     /// believed: otherwise an unmounted folder would make volumes look deleted.
     pub(super) async fn confirm(&self) -> Result<(), CatalogError> {
+        self.confirm_in(&self.inner.bucket).await
+    }
+
+    async fn confirm_in(&self, bucket: &Bucket) -> Result<(), CatalogError> {
         // Not from the cache: the store must have it now.
         let cache = Cache::default();
-        match pool_chain(&self.inner.bucket, &cache).newest::<PoolRecord>().await? {
+        match pool_chain(bucket, &cache).newest::<PoolRecord>().await? {
             Newest::Live(at) if at.record.id == self.inner.pool.id => Ok(()),
-            _ => Err(CatalogError::PoolGone { url: self.inner.bucket.url().to_owned() }),
+            _ => Err(CatalogError::PoolGone { url: bucket.url().to_owned() }),
         }
+    }
+
+    /// Replaces the credentials of this pool, for all that was opened in it too, by those of
+    /// another opening of its bucket, once these were seen to read the pool, and to write and
+    /// delete in it.
+    ///
+    /// # Errors
+    /// They cannot: the credentials so far stay in use.
+    pub async fn take_credentials_of(&self, other: &Bucket) -> Result<(), CatalogError> {
+        const KEY: &str = "probe/credentials";
+        self.confirm_in(other).await?;
+        // The same bytes from every process, so that neither of two at once fails.
+        let put = other.put(KEY, Bytes::from_static(b"zerofs-csi checks new credentials")).await;
+        let doing = || format!("writing to {} with new credentials", other.url());
+        removing(other, KEY, put.map_err(|error| CatalogError::bucket(doing(), error))).await?;
+        self.inner.bucket.take_credentials_of(other);
+        Ok(())
     }
 
     /// Checks that a remote store accepts objects of the size of packs.

@@ -5,7 +5,8 @@ use crate::chunk::Codec;
 use crate::crypto::WrappedKey;
 use crate::types::*;
 use serde::{Deserialize, Deserializer, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 
 /// The pool's own record.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -151,6 +152,10 @@ pub struct Dataset {
     pub detached: bool,
     #[serde(default, skip_serializing_if = "is_default")]
     pub form: Form,
+    /// Properties were changed since it was created: a retry of its creation is not compared with
+    /// them.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub modified: bool,
     /// Rows of this snapshot are being restored, or were when its owner died: the dataset is one of
     /// the snapshot's dependants.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -172,6 +177,12 @@ pub enum Form {
 impl Dataset {
     pub fn id(&self) -> DatasetId {
         DatasetId { key: NameKey::of("dataset", self.name.as_str()), incarnation: self.incarnation }
+    }
+
+    /// Returns whether several nodes may have it mounted at a time, one of which owns it.
+    pub fn is_shared(&self) -> bool {
+        self.form == Form::Writable
+            && self.access_modes.iter().any(|mode| mode.starts_with("MULTI_NODE"))
     }
 }
 
@@ -197,6 +208,16 @@ pub struct Snapshot {
     pub serial: u32,
     /// Made implicitly for a clone of a volume: removed with its last use.
     pub implied: bool,
+    /// The slot of its dataset's policy that it was made for. `None`: somebody asked for it, and no
+    /// policy ever deletes it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slot: Option<Timestamp>,
+    /// Tags of those who hold it: it cannot be deleted until each has released it.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub holds: BTreeSet<String>,
+    /// The group snapshot that it is part of: it becomes ready, and is deleted, with that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group: Option<GroupId>,
 }
 
 impl Snapshot {
@@ -207,6 +228,50 @@ impl Snapshot {
             snapshot: DatasetId { key, incarnation: self.incarnation },
         }
     }
+}
+
+/// Snapshots of several datasets at one point in time. Its name is each one's name in its dataset.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GroupSnapshot {
+    pub name: SnapshotName,
+    pub incarnation: Incarnation,
+    /// Its members follow it: none is ready before, and all are tombstoned before it is removed.
+    pub state: State,
+    /// When it was begun; of a ready one, the time that it shows.
+    pub created: Timestamp,
+    /// In the order of their datasets.
+    pub members: Vec<GroupMember>,
+}
+
+impl GroupSnapshot {
+    pub fn key_of(name: &SnapshotName) -> NameKey {
+        NameKey::of("group-snapshot", name.as_str())
+    }
+
+    pub fn id(&self) -> GroupId {
+        GroupId { key: Self::key_of(&self.name), incarnation: self.incarnation }
+    }
+
+    /// The ids of its snapshots.
+    pub fn snapshots(&self) -> impl Iterator<Item = SnapshotId> {
+        let key = NameKey::of("snapshot", self.name.as_str());
+        self.members.iter().map(move |member| SnapshotId {
+            dataset: member.dataset.incarnation,
+            snapshot: DatasetId { key, incarnation: member.snapshot },
+        })
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GroupMember {
+    pub dataset: DatasetId,
+    /// The incarnation of its snapshot.
+    pub snapshot: Incarnation,
+    /// As in the snapshot's record, which gets them from here once the group is ready.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checkpoint: Option<[u8; 16]>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub referenced: Option<u64>,
 }
 
 /// The snapshot that has a CSI name.
@@ -225,6 +290,22 @@ pub struct Heartbeat {
     /// another of its name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub boot: Option<String>,
+}
+
+/// Where a session accepts relayed calls and requests for its volumes, and the key by which others
+/// recognise it. A key belongs to one run of a process, so that it is replaced with each.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeChannel {
+    pub node: String,
+    /// None: nowhere. It asks, and owns no volumes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<SocketAddr>,
+    /// Whether it has staged a shared volume, so that the calls on those that it owns may be
+    /// relayed to it.
+    #[serde(default)]
+    pub relays: bool,
+    /// SHA-256 of its public key (SubjectPublicKeyInfo), in hexadecimal.
+    pub key_sha256: String,
 }
 
 /// The reason why an owner that may be alive has to release a dataset (R27).
@@ -273,6 +354,72 @@ pub struct CollectorClaim {
     pub node: String,
     /// A claim that has not changed for this long has expired.
     pub lease_millis: u64,
+}
+
+/// The snapshot policy of a dataset, below the dataset's incarnation.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PolicyRecord {
+    pub dataset: DatasetId,
+    /// `None`: it was deleted. The record goes with its dataset.
+    pub policy: Option<SnapshotPolicy>,
+    /// When it was last set or deleted.
+    pub changed: Timestamp,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotPolicy {
+    /// The five fields of cron, or an interval like `15min`.
+    pub schedule: String,
+    /// By its IANA name: that of the schedule, and of the days, weeks and months of `keep`.
+    pub time_zone: String,
+    /// What the names of its snapshots begin with.
+    pub prefix: String,
+    /// Make none while nothing has changed since its last one.
+    pub skip_empty: bool,
+    pub keep: KeepRules,
+}
+
+/// The snapshots that a policy keeps: each rule keeps some, and the others go.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeepRules {
+    /// The newest ones.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last: Option<Keep>,
+    /// The newest one of each hour, day, week or month that has any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hourly: Option<Keep>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub daily: Option<Keep>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weekly: Option<Keep>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub monthly: Option<Keep>,
+}
+
+/// How many a rule keeps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Keep {
+    Count(u32),
+    /// Those that are at most this much older than the newest.
+    Secs(u64),
+}
+
+/// Which process runs the policies of the pool, and what has been done. The holder writes it again
+/// while it runs them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PolicyRun {
+    /// `None`: no process at the moment.
+    pub holder: Option<SessionId>,
+    /// The node of the last holder, for people.
+    pub node: String,
+    /// A claim that has not changed for this long has expired.
+    pub lease_millis: u64,
+    /// Every slot up to here is done, …
+    pub done: Option<Timestamp>,
+    /// … except for these datasets, whose last slot failed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub failed: Vec<Incarnation>,
 }
 
 #[cfg(test)]

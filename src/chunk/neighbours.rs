@@ -80,8 +80,8 @@ impl Reader {
     }
 }
 
-/// The block, and what is asked for, which may reach beyond it.
+/// The block, and the end of a small chunk that begins in it.
 fn range((_, number): Block, fetch: &Fetch) -> Range<u64> {
     let start = number * BLOCK_BYTES;
-    start..(start + BLOCK_BYTES).max(fetch.range.end)
+    start..(start + BLOCK_BYTES + SMALL_BYTES).max(fetch.range.end)
 }

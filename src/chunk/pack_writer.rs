@@ -1,7 +1,7 @@
 //! A packer's state: the open pack, packs being put, and the ledger of both.
 
 use super::cache::ChunkCache;
-use super::coder::{Coder, Encoded};
+use super::coder::{self, Coder};
 use super::dedup;
 use super::ledger::{Ledger, Left};
 use super::pack::{self, Entry, HEADER_BYTES, PACK_BYTES, PACK_CHUNKS_MAX, Trailer};
@@ -48,7 +48,8 @@ pub(super) struct PackWriter {
     pub(super) family: FamilyId,
     pub(super) creator: Incarnation,
     pub(super) epoch: Epoch,
-    pub(super) codec: Codec,
+    /// For new chunks.
+    pub(super) codec: RwLock<Codec>,
     pub(super) bucket: Bucket,
     pub(super) coder: Arc<Coder>,
     pub(super) cache: ChunkCache,
@@ -100,7 +101,7 @@ impl OpenPack {
         &mut self,
         hash: ChunkHash,
         raw_len: u32,
-        encoded: Encoded,
+        encoded: coder::Encoded,
         room: Option<OwnedSemaphorePermit>,
     ) -> Entry {
         // At most a chunk and what sealing adds.
@@ -221,6 +222,19 @@ impl State {
     }
 }
 
+/// A chunk that was hashed and, unless it is known, compressed and sealed.
+pub(super) enum Encoded {
+    /// Stored already, or in a pack that will be.
+    Stored(ChunkRef),
+    New {
+        hash: ChunkHash,
+        raw_len: u32,
+        stored: coder::Encoded,
+    },
+    /// The same as an earlier chunk of its job, by index.
+    SameAs(usize),
+}
+
 /// The outcome of a deduplication lookup.
 enum Found {
     Held(ChunkRef),
@@ -251,7 +265,7 @@ impl PackWriter {
             family,
             creator,
             epoch,
-            codec,
+            codec: RwLock::new(codec),
             bucket,
             coder,
             cache,
@@ -319,40 +333,64 @@ impl PackWriter {
         }
     }
 
-    /// Puts a chunk into the open pack, unless another caller has stored the same one meanwhile.
-    /// `room` covers its stored bytes.
+    /// Puts the chunks of some jobs into the open pack, side by side. Returns all references in
+    /// order. `room` covers their stored bytes.
     pub(super) fn append(
         self: &Arc<Self>,
-        hash: ChunkHash,
-        raw_len: u32,
-        encoded: Encoded,
+        jobs: Vec<Vec<Encoded>>,
         room: &mut OwnedSemaphorePermit,
         holds: &mut PackHolds,
-    ) -> ChunkRef {
+    ) -> Vec<ChunkRef> {
+        let mut refs: Vec<ChunkRef> = Vec::with_capacity(jobs.iter().map(Vec::len).sum());
+        let mut closed = Vec::new();
         let mut state = self.state.lock();
+        for job in jobs {
+            let first = refs.len();
+            for chunk in job {
+                refs.push(match chunk {
+                    Encoded::Stored(chunk) => chunk,
+                    Encoded::SameAs(index) => refs[first + index],
+                    Encoded::New { hash, raw_len, stored } => {
+                        let room = |bytes| room.split(bytes);
+                        let entry = (hash, raw_len, stored);
+                        let (chunk, full) = self.append_one(&mut state, entry, room, holds);
+                        closed.extend(full);
+                        chunk
+                    }
+                });
+            }
+        }
+        drop(state);
+        closed.into_iter().for_each(|closed| self.send(closed));
+        refs
+    }
+
+    /// Puts a chunk into the open pack, unless another caller has stored the same one meanwhile.
+    /// Returns a pack that is full now.
+    fn append_one(
+        self: &Arc<Self>,
+        state: &mut State,
+        (hash, raw_len, stored): (ChunkHash, u32, coder::Encoded),
+        room: impl FnOnce(usize) -> Option<OwnedSemaphorePermit>,
+        holds: &mut PackHolds,
+    ) -> (ChunkRef, Option<Closed>) {
         let known = self.cache.0.dedup.lock().get(self.id, &hash);
         if let Some(chunk) = known
             && self.is_own(chunk.pack)
             && state.hold(chunk.pack.seq, holds)
         {
-            return chunk;
+            return (chunk, None);
         }
-        let room = room.split(encoded.bytes.len());
+        let room = room(stored.bytes.len());
         let open = state.open(&pack::header(self.coder.sealing()), holds);
         let Entry { hash, offset, stored_len, raw_len, codec } =
-            open.push(hash, raw_len, encoded, room);
+            open.push(hash, raw_len, stored, room);
         let chunk =
             ChunkRef { hash, pack: self.pack(open.seq), offset, stored_len, raw_len, codec };
         let full = open.is_full();
         self.cache.0.dedup.lock().insert(self.id, chunk);
-        let closed = if full || self.cache.0.write_budget.is_deadlocked() {
-            self.close(&mut state)
-        } else {
-            None
-        };
-        drop(state);
-        self.send(closed);
-        chunk
+        let closes = full || self.cache.0.write_budget.is_deadlocked();
+        (chunk, if closes { self.close(state) } else { None })
     }
 
     /// Notes that a caller waits for a pack, and closes it if few enough are being put.
@@ -363,7 +401,7 @@ impl PackWriter {
         open.in_flight_max = open.in_flight_max.max(urgency.in_flight_max());
         let closed = if in_flight < open.in_flight_max { self.close(&mut state) } else { None };
         drop(state);
-        self.send(closed);
+        closed.into_iter().for_each(|closed| self.send(closed));
     }
 
     /// Takes the open pack out of the state, for [`Self::send`].
@@ -379,10 +417,8 @@ impl PackWriter {
 
     /// Spawns the put of a pack, holding no lock: a runtime that shuts down drops the task at once,
     /// and its [`InFlight`] then takes the lock to update the ledger.
-    fn send(self: &Arc<Self>, closed: Option<Closed>) {
-        if let Some(Closed { open, in_flight }) = closed {
-            tokio::spawn(self.clone().put(open, in_flight));
-        }
+    fn send(self: &Arc<Self>, Closed { open, in_flight }: Closed) {
+        tokio::spawn(self.clone().put(open, in_flight));
     }
 
     async fn put(self: Arc<Self>, mut open: OpenPack, mut in_flight: InFlight) {
@@ -439,7 +475,7 @@ impl Drop for InFlight {
         let is_served = awaited && tokio::runtime::Handle::try_current().is_ok();
         let closed = if is_served { writer.close(&mut state) } else { None };
         drop(state);
-        writer.send(closed);
+        closed.into_iter().for_each(|closed| writer.send(closed));
         drop(self.room.take());
         writer.cache.0.write_budget.put_ended();
     }
@@ -448,6 +484,6 @@ impl Drop for InFlight {
 impl BudgetUser for PackWriter {
     fn close(self: Arc<Self>) {
         let closed = PackWriter::close(&self, &mut self.state.lock());
-        self.send(closed);
+        closed.into_iter().for_each(|closed| self.send(closed));
     }
 }

@@ -1,19 +1,20 @@
 //! Fills packs and tracks which of them may still get new references (R9, R10).
 
-use super::pack_writer::{PackHolds, PackWriter, Urgency};
-use super::{CHUNK_BYTES_MAX, ChunkError, ChunkRef, cpu};
+use super::pack_writer::{Encoded, PackHolds, PackWriter, Urgency};
+use super::{CHUNK_BYTES_MAX, ChunkError, ChunkRef, Codec, cpu};
 use crate::crypto::Sealer;
-use crate::types::PackId;
+use crate::types::{ChunkHash, PackId};
 use bytes::Bytes;
-use futures::{StreamExt, TryStreamExt, stream};
+use futures::future::join_all;
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::OwnedSemaphorePermit;
 
 /// Data that one CPU job takes: long enough to be worth handing over, short enough that an add uses
 /// all cores.
 const JOB_BYTES: usize = 1 << 20;
-/// Jobs of one add at once.
+/// Jobs of one add at once. Their chunks are appended together, so that they lie side by side in
+/// the pack whatever else is added meanwhile: a step of read-ahead takes one request then.
 const JOBS_MAX: usize = 4;
 /// The time that a pack waits for more data under [`Packing::stored_in_background`].
 const LINGER: Duration = Duration::from_millis(200);
@@ -100,21 +101,30 @@ impl Packer {
         }
         let mut packing =
             Packing { refs: Vec::with_capacity(raw.len()), holds: PackHolds::new(self.0.clone()) };
-        let mut jobs = stream::iter(jobs(raw)).map(|job| self.pack(job)).buffered(JOBS_MAX);
-        while let Some(mut packed) = jobs.try_next().await? {
-            packing.refs.append(&mut packed.refs);
-            packing.holds.absorb(packed.holds);
+        for jobs in jobs(raw).chunks(JOBS_MAX) {
+            self.pack(jobs, &mut packing).await?;
         }
         Ok(packing)
     }
 
-    async fn pack(&self, job: Vec<Bytes>) -> Result<Packing, ChunkError> {
-        let bytes: usize = job.iter().map(|raw| raw.len() + Sealer::OVERHEAD).sum();
-        // A job has a few MiB at most.
-        let room = self.0.cache.0.write_budget.take(bytes as u32).await;
-        let writer = self.0.clone();
-        let packed = cpu::run(bytes, move || pack(&writer, &job, room)).await;
-        packed.ok_or(ChunkError::CutOff { doing: "packing" })
+    async fn pack(&self, jobs: &[Vec<Bytes>], packing: &mut Packing) -> Result<(), ChunkError> {
+        let bytes = |job: &Vec<Bytes>| job.iter().map(|raw| raw.len() + Sealer::OVERHEAD).sum();
+        let total: usize = jobs.iter().map(bytes).sum();
+        // For all of them at once: two adds that each waited with half of theirs would wait for
+        // each other. They have some MiB.
+        let mut room = self.0.cache.0.write_budget.take(total as u32).await;
+        let encoding = jobs.iter().map(|job| {
+            let (writer, job, bytes) = (self.0.clone(), job.clone(), bytes(job));
+            cpu::run(bytes, move || encode(&writer, &job))
+        });
+        let mut encoded = Vec::with_capacity(jobs.len());
+        for job in join_all(encoding).await {
+            let (chunks, holds) = job.ok_or(ChunkError::CutOff { doing: "packing" })?;
+            packing.holds.absorb(holds);
+            encoded.push(chunks);
+        }
+        packing.refs.extend(self.0.append(encoded, &mut room, &mut packing.holds));
+        Ok(())
     }
 
     /// Every pack of this packer up to this number is referenced by the batches submitted so far,
@@ -138,6 +148,11 @@ impl Packer {
     /// such hit, with no lock held; hold the committer by a `Weak` in it.
     pub fn deduplicate_into(&self, may_refer: Arc<dyn Fn(PackId) -> bool + Send + Sync>) {
         *self.0.may_refer.write() = Some(may_refer);
+    }
+
+    /// Sets the codec of chunks that are added from now on.
+    pub fn set_codec(&self, codec: Codec) {
+        *self.0.codec.write() = codec;
     }
 
     /// Inserts chunks that the dataset refers to already into the deduplication index.
@@ -175,21 +190,24 @@ fn jobs(raw: Vec<Bytes>) -> Vec<Vec<Bytes>> {
 }
 
 /// The CPU work on some chunks.
-fn pack(writer: &Arc<PackWriter>, job: &[Bytes], mut room: OwnedSemaphorePermit) -> Packing {
+fn encode(writer: &Arc<PackWriter>, job: &[Bytes]) -> (Vec<Encoded>, PackHolds) {
     let mut holds = PackHolds::new(writer.clone());
-    let mut refs = Vec::with_capacity(job.len());
+    let mut chunks = Vec::with_capacity(job.len());
+    let codec = *writer.codec.read();
+    let mut firsts: HashMap<ChunkHash, usize> = HashMap::with_capacity(job.len());
     for raw in job {
         let hash = writer.coder.hash(raw);
-        let chunk = match writer.find(&hash, &mut holds) {
-            Some(chunk) => chunk,
-            None => {
-                let encoded = writer.coder.encode(raw, &hash, writer.codec);
-                writer.cache.0.insert_written(hash, raw);
-                // At most CHUNK_BYTES_MAX.
-                writer.append(hash, raw.len() as u32, encoded, &mut room, &mut holds)
-            }
-        };
-        refs.push(chunk);
+        let first = *firsts.entry(hash).or_insert(chunks.len());
+        chunks.push(if first < chunks.len() {
+            Encoded::SameAs(first)
+        } else if let Some(chunk) = writer.find(&hash, &mut holds) {
+            Encoded::Stored(chunk)
+        } else {
+            let stored = writer.coder.encode(raw, &hash, codec);
+            writer.cache.0.insert_written(hash, raw);
+            // At most CHUNK_BYTES_MAX.
+            Encoded::New { hash, raw_len: raw.len() as u32, stored }
+        });
     }
-    Packing { refs, holds }
+    (chunks, holds)
 }

@@ -1,26 +1,19 @@
 //! `dataset ls`, `dataset cat`: a look into a snapshot, or into a dataset as the store has it.
 
-use super::args::{CatArgs, LsArgs};
+use super::args::{CatArgs, LsArgs, Place};
 use super::exit::{Interrupted, Wrong};
+use super::files::{Child, Detail, Files, Object};
 use super::path;
 use super::report::{table, when};
 use crate::app;
 use crate::fs::api::FileKind;
-use crate::fs::row::DirEntryRow;
-use crate::fs::{SnapshotFs, SnapshotInode};
 use crate::types::Class;
-use futures::{StreamExt, TryStreamExt};
 use serde::Serialize;
 use std::io::{self, ErrorKind, Write};
 use std::os::unix::ffi::OsStrExt;
-use tokio_util::sync::CancellationToken;
 
-/// Bytes of a file read at once.
-const PART: u32 = 4 << 20;
 /// Zeros written at once for a hole.
 const ZEROS: &[u8] = &[0; 64 << 10];
-/// Inodes read at once for a long listing.
-const READS: usize = 32;
 /// A folder with more entries is listed a part at a time, each part sorted by itself.
 const SORTED_MAX: usize = 100_000;
 
@@ -71,33 +64,37 @@ impl From<io::Error> for Ended {
 }
 
 /// Runs `work` on the files of a root until it ends or a signal arrives; the root is closed either
-/// way, so that no snapshot stays retained.
+/// way, so that no snapshot stays retained. `unfinished`: what is said after a signal.
 async fn on_root(
-    pool: &super::args::PoolArgs,
+    place: &Place,
     root: &str,
-    work: impl AsyncFnOnce(&SnapshotFs, &CancellationToken) -> Result<(), Ended>,
+    unfinished: &'static str,
+    work: impl AsyncFnOnce(Files<'_>) -> Result<(), Ended>,
 ) -> anyhow::Result<()> {
     let stop = app::stop_signal()?;
-    let opened = pool.open().await?;
-    let view = opened.view(&opened.root(root).await?).await?;
-    let done = work(view.files(), &stop).await;
-    let closed = view.close().await;
+    let open = place.target().await?.open(root).await?;
+    let done = tokio::select! {
+        biased;
+        () = stop.cancelled() => Err(Ended::Failed(Interrupted::new(unfinished))),
+        done = work(open.files()) => done,
+    };
+    open.close().await;
     match done {
-        Ok(()) | Err(Ended::Unread) => Ok(closed?),
+        Ok(()) | Err(Ended::Unread) => Ok(()),
         Err(Ended::Failed(error)) => Err(error),
     }
 }
 
 pub async fn ls(args: LsArgs) -> anyhow::Result<()> {
     path::not_empty(args.path.as_bytes(), "use / for the root folder")?;
-    on_root(&args.common.pool, &args.root, async |files, stop| {
-        let top = path::find(files, args.path.as_bytes()).await?;
+    on_root(&args.common.place, &args.root, "the listing is not complete", async |files| {
+        let top = files.find(args.path.as_bytes()).await?;
         let mut out = Output::new(&args);
-        if top.row.kind == FileKind::Directory {
-            folder(files, &top, &args, &mut out, stop).await?;
+        if top.is_folder() {
+            folder(files, &top, &args, &mut out).await?;
         } else {
-            let name = args.path.as_bytes();
-            out.print(vec![listed(name, top.row.kind, Some(&top))])?;
+            let name = args.path.as_bytes().to_vec();
+            out.print(vec![listed(Child { name, kind: top.kind, object: Some(top) })])?;
         }
         Ok(out.end()?)
     })
@@ -105,67 +102,45 @@ pub async fn ls(args: LsArgs) -> anyhow::Result<()> {
 }
 
 async fn folder(
-    files: &SnapshotFs,
-    folder: &SnapshotInode,
+    files: Files<'_>,
+    folder: &Object,
     args: &LsArgs,
     out: &mut Output,
-    stop: &CancellationToken,
 ) -> Result<(), Ended> {
+    let detail = if args.long { Detail::Attributes } else { Detail::Names };
     let (mut from, mut entries) = (None, Vec::new());
     loop {
-        let page = files.list(folder, from).await.map_err(anyhow::Error::new)?;
+        let page = files.page(folder, from, detail).await?;
         entries.extend(page.0);
         from = page.1;
-        if stop.is_cancelled() {
-            return Err(Ended::Failed(Interrupted::new("the listing is not complete")));
-        }
         if from.is_some() && entries.len() < SORTED_MAX {
             continue;
         }
-        entries.sort_unstable_by(|a, b| a.name.as_bytes().cmp(b.name.as_bytes()));
-        let entries = std::mem::take(&mut entries);
-        out.print(attributes(files, entries, args.long).await?)?;
+        entries.sort_unstable_by(|a, b| a.name.cmp(&b.name));
+        out.print(entries.drain(..).map(listed).collect())?;
         if from.is_none() {
             return Ok(());
         }
     }
 }
 
-async fn attributes(
-    files: &SnapshotFs,
-    entries: Vec<DirEntryRow>,
-    long: bool,
-) -> anyhow::Result<Vec<Listed>> {
-    let reads = entries.into_iter().map(|entry| async move {
-        let inode = match long {
-            true => Some(files.inode(entry.ino).await?),
-            false => None,
-        };
-        anyhow::Ok(listed(entry.name.as_bytes(), entry.kind, inode.as_ref()))
-    });
-    futures::stream::iter(reads).buffered(READS).try_collect().await
-}
-
-fn listed(name: &[u8], kind: FileKind, inode: Option<&SnapshotInode>) -> Listed {
-    let attributes = inode.map(|inode| {
-        let row = &inode.row;
-        Attributes {
-            mode: format!("{:04o}", row.mode & 0o7777),
-            links: row.nlink,
-            uid: row.uid,
-            gid: row.gid,
-            size: row.size,
-            modified: when(row.mtime),
-            target: row.target.as_deref().map(path::shown),
-            letters: letters(kind, row.mode),
-        }
+fn listed(Child { name, kind, object }: Child) -> Listed {
+    let attributes = object.map(|object| Attributes {
+        mode: format!("{:04o}", object.mode & 0o7777),
+        links: object.nlink,
+        uid: object.uid,
+        gid: object.gid,
+        size: object.size,
+        modified: when(object.mtime),
+        target: object.target.as_deref().map(path::shown),
+        letters: letters(kind, object.mode),
     });
     Listed {
-        name: path::lossy(name),
-        name_bytes: path::bytes(name),
+        name: path::lossy(&name),
+        name_bytes: path::bytes(&name),
         kind: path::kind(kind),
         attributes,
-        shown: path::shown(name),
+        shown: path::shown(&name),
     }
 }
 
@@ -256,36 +231,25 @@ fn columns(entry: Listed) -> Vec<String> {
 
 pub async fn cat(args: CatArgs) -> anyhow::Result<()> {
     path::not_empty(args.path.as_bytes(), "name a file")?;
-    on_root(&args.pool, &args.root, async |files, stop| {
-        let file = path::find(files, args.path.as_bytes()).await?;
-        if file.row.kind != FileKind::Regular {
-            let what = path::kind(file.row.kind);
+    on_root(&args.place, &args.root, "the file is not complete", async |files| {
+        let file = files.find(args.path.as_bytes()).await?;
+        if file.kind != FileKind::Regular {
+            let what = path::kind(file.kind);
             let path = path::shown(args.path.as_bytes());
             let why = format!("{path} is a {what}, not a file");
             return Err(Ended::Failed(Wrong::new(Class::Invalid, why)));
         }
-        contents(files, &file, &mut io::stdout(), stop).await
+        contents(files, &file, &mut io::stdout()).await
     })
     .await
 }
 
-async fn contents(
-    files: &SnapshotFs,
-    file: &SnapshotInode,
-    out: &mut impl Write,
-    stop: &CancellationToken,
-) -> Result<(), Ended> {
-    let mut offset = 0;
-    while offset < file.row.size {
-        if stop.is_cancelled() {
-            return Err(Ended::Failed(Interrupted::new("the file is not complete")));
-        }
-        for (len, bytes) in files.pieces(file, offset, PART).await.map_err(anyhow::Error::new)? {
-            match bytes {
-                Some(bytes) => out.write_all(&bytes)?,
-                None => zeros(out, len)?,
-            }
-            offset += len;
+async fn contents(files: Files<'_>, file: &Object, out: &mut impl Write) -> Result<(), Ended> {
+    let mut reading = files.read(file).await?;
+    while let Some((len, bytes)) = reading.next().await? {
+        match bytes {
+            Some(bytes) => out.write_all(&bytes)?,
+            None => zeros(out, len)?,
         }
     }
     Ok(out.flush()?)

@@ -8,12 +8,11 @@
 use super::args::CheckArgs;
 use super::exit::{Interrupted, Wrong, class_of};
 use super::report::{Progress, plural, table};
-use super::reserved;
-use super::snapshots;
-use super::target::{Opened, dataset_name, snapshot_name, split_snapshot};
+use super::target::Opened;
 use crate::app;
 use crate::catalog::{Dataset, Snapshot, State};
 use crate::chunk::parse_object;
+use crate::control::browse::{is_reserved, random_reserved, snapshot_name, split_snapshot};
 use crate::fs::FsError;
 use crate::fs::check::{self, Report};
 use crate::fs::db::{self, Reader};
@@ -47,7 +46,7 @@ struct Checked {
 pub fn run(args: CheckArgs) -> anyhow::Result<()> {
     app::start_logging(&Default::default(), Some("warn"))?;
     app::run(async move {
-        let opened = args.common.pool.open().await?;
+        let opened = args.common.place.pool_itself().await?;
         let progress = Progress::new();
         let stop = app::stop_signal()?;
         let (checked, failed) = Box::pin(check_all(&opened, &args, &progress, &stop)).await?;
@@ -87,14 +86,9 @@ async fn check_all(
     let mut failed = None;
     let only = args.dataset.as_deref();
     if let Some((dataset, snapshot)) = only.and_then(split_snapshot)
-        && opened
-            .pool
-            .catalog
-            .dataset(&dataset_name(&format!("{dataset}@{snapshot}"))?)
-            .await?
-            .is_none()
+        && opened.browser.record(&format!("{dataset}@{snapshot}")).await?.is_none()
     {
-        let snapshot = opened.snapshot(dataset, snapshot).await?;
+        let snapshot = opened.browser.snapshot(dataset, snapshot).await?;
         let found = check_snapshot(opened, dataset, &snapshot, stop).await?;
         checked.push(found.ok_or_else(|| deleted(&format!("{dataset}@{}", snapshot.name)))?);
         return Ok((checked, None));
@@ -106,7 +100,7 @@ async fn check_all(
         failed = Some(error.into());
     }
     let datasets: Vec<Dataset> = match only {
-        Some(name) => vec![opened.dataset(name).await?],
+        Some(name) => vec![opened.browser.dataset(name).await?],
         None => opened.pool.catalog.datasets().await?.into_iter().map(|at| at.record).collect(),
     };
     // A deleted dataset may still have snapshots.
@@ -215,7 +209,7 @@ async fn check_dataset(
         return Ok(None);
     }
     let pool = opened.pool.id();
-    let name = snapshot_name(&reserved::random())?;
+    let name = snapshot_name(&random_reserved())?;
     let (volume, of) = (VolumeHandle { pool, dataset: dataset.id() }, dataset.name.as_str());
     let checking = async {
         let cut = opened.controller.create_snapshot(volume, name.clone()).await;
@@ -231,7 +225,7 @@ async fn check_dataset(
         () = stop.cancelled() => Err(stopped()),
     };
     // Deleted even if it was not finished.
-    snapshots::delete(opened, of, &name).await?;
+    opened.browser.delete_snapshot(&opened.controller, of, name.as_str()).await?;
     Ok(Some(Checked { what: dataset.name.to_string(), ..checked? }))
 }
 
@@ -247,7 +241,7 @@ async fn remove_leftovers(opened: &Opened, dataset: &Dataset) -> anyhow::Result<
     for at in opened.pool.catalog.snapshots(Some(dataset.incarnation)).await? {
         let left =
             matches!(at.record.state, State::Ready | State::Creating) && at.record.created < before;
-        if left && reserved::is_reserved(&at.record.name) && at.record.dependants.is_empty() {
+        if left && is_reserved(&at.record.name) && at.record.dependants.is_empty() {
             let handle = SnapshotHandle { pool: opened.pool.id(), snapshot: at.record.id() };
             opened.controller.delete_snapshot(handle).await?;
         }

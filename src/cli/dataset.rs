@@ -1,22 +1,24 @@
 //! `dataset …`: the commands on datasets and snapshots.
 
-use super::args::{CodecArg, Common, DatasetCommand, NewArgs, Output, SnapdirArg};
+use super::args::{Common, DatasetCommand, NewArgs, Output};
 use super::args::{SnapshotArgs, SnapshotCommand};
 use super::browse;
 use super::diff;
 use super::exit::Wrong;
+use super::find;
 use super::history;
 use super::info::{self, DatasetShown, SnapshotShown};
-use super::names::Names;
+use super::properties;
+use super::remote::{Named, Remote};
 use super::restore;
-use super::snapshots::{self, Kind};
-use super::target::{Opened, Root, dataset_name, snapshot_name, split_snapshot};
+use super::snapshots::{self, HoldChange};
+use super::target::{Opened, Target};
+use crate::admin::grpc::proto;
 use crate::app;
-use crate::catalog::{Dataset, Form, Properties, Snapdir, State};
-use crate::chunk::Codec;
+use crate::catalog::{Dataset, Form, Properties};
+use crate::control::browse::{Names, NewSnapshot, Root, dataset_name, split_snapshot};
 use crate::control::{Journal, NewVolume, Source};
-use crate::types::ByteSize;
-use crate::types::{Class, SnapshotHandle, VolumeHandle};
+use crate::types::{ByteSize, Class, SnapshotHandle, VolumeHandle};
 use std::collections::BTreeMap;
 
 pub fn run(command: DatasetCommand) -> anyhow::Result<()> {
@@ -37,6 +39,7 @@ pub fn run(command: DatasetCommand) -> anyhow::Result<()> {
             DatasetCommand::GetDefault { common } => get_default(&common).await,
             DatasetCommand::Delete { name, common } => delete(&name, &common).await,
             DatasetCommand::Expand { name, size, common } => expand(&name, size, &common).await,
+            DatasetCommand::Set(args) => properties::set(args).await,
             DatasetCommand::Release { name, force, common } => {
                 let journal = if force { Journal::GivenUp } else { Journal::MayHoldMore };
                 release(&name, journal, &common).await
@@ -46,13 +49,11 @@ pub fn run(command: DatasetCommand) -> anyhow::Result<()> {
                 snapshots::list(dataset.as_deref(), &common).await
             }
             DatasetCommand::DeleteSnapshot { names, common } => {
-                let (dataset, name) = last_and_before(&names);
-                let opened = common.pool.open().await?;
-                let dataset = name_or_default(&opened, dataset).await?;
-                delete_snapshot(&opened, &dataset, name, common.output).await
+                snapshots::delete(last_and_before(&names), &common).await
             }
             DatasetCommand::Ls(args) => browse::ls(args).await,
             DatasetCommand::Cat(args) => browse::cat(args).await,
+            DatasetCommand::Find(args) => find::run(args).await,
             DatasetCommand::History(args) => history::run(args).await,
             DatasetCommand::Diff(args) => diff::run(args).await,
             DatasetCommand::Restore(args) => restore::run(args).await,
@@ -67,15 +68,8 @@ fn properties(new: &NewArgs) -> anyhow::Result<Properties> {
         properties.record_bytes = u32::try_from(size.0).map_err(too_large)?;
     }
     properties.sync = new.sync;
-    properties.codec = match new.compression {
-        Some(CodecArg::None) => Codec::None,
-        Some(CodecArg::Zstd) => Codec::Zstd,
-        Some(CodecArg::Lz4) | None => Codec::Lz4,
-    };
-    properties.snapdir = match new.snapdir {
-        Some(SnapdirArg::Visible) => Snapdir::Visible,
-        Some(SnapdirArg::Hidden) | None => Snapdir::Hidden,
-    };
+    properties.codec = new.compression.map_or(properties.codec, Into::into);
+    properties.snapdir = new.snapdir.map_or(properties.snapdir, Into::into);
     properties.quota_inodes = new.inodes;
     properties.root_uid = new.uid.unwrap_or(properties.root_uid);
     properties.root_gid = new.gid.unwrap_or(properties.root_gid);
@@ -91,8 +85,14 @@ async fn create(
 ) -> anyhow::Result<()> {
     let name = dataset_name(name)?;
     let properties = properties(new)?;
-    let opened = common.pool.open().await?;
-    opened.is_new(&name).await?;
+    let opened = match common.place.target().await? {
+        Target::Pool(opened) => opened,
+        Target::Server(remote) => {
+            let request = request(&remote, name.as_str(), new, source, &properties);
+            return told(remote.client.create_dataset(request).await?, common.output);
+        }
+    };
+    opened.browser.is_new(&name).await?;
     let source = match source {
         Some(text) => Some(find_source(&opened, text).await?),
         None => None,
@@ -111,59 +111,114 @@ async fn create(
     print(&opened, &made.dataset, common.output).await
 }
 
+/// The new dataset as a request to a server.
+fn request(
+    remote: &Remote,
+    name: &str,
+    new: &NewArgs,
+    source: Option<&str>,
+    properties: &Properties,
+) -> proto::CreateDatasetRequest {
+    proto::CreateDatasetRequest {
+        pool: remote.pool.clone(),
+        dataset: name.to_owned(),
+        size_bytes: new.size.map(|size| size.0),
+        quota_inodes: properties.quota_inodes,
+        sync: properties.sync.map(|sync| sync.to_string()).unwrap_or_default(),
+        record_bytes: properties.record_bytes,
+        compression: properties::codec_name(properties.codec).to_owned(),
+        source: source.unwrap_or_default().to_owned(),
+        read_only: new.read_only,
+        snapdir: properties::snapdir_name(properties.snapdir).to_owned(),
+        root_uid: Some(properties.root_uid),
+        root_gid: Some(properties.root_gid),
+        root_mode: Some(properties.root_mode),
+    }
+}
+
 async fn print(opened: &Opened, dataset: &Dataset, output: Output) -> anyhow::Result<()> {
     let names = Names::of_origin(&opened.pool, dataset).await?;
-    output.print(&DatasetShown::of(&opened.pool, dataset, &names), DatasetShown::text)
+    let origin = dataset.origin.map(|origin| names.snapshot(origin));
+    let shown = DatasetShown::of(opened.browser.handle(dataset), dataset, origin);
+    output.print(&shown, DatasetShown::text)
+}
+
+/// As [`print`], of what a server tells.
+fn told(dataset: proto::Dataset, output: Output) -> anyhow::Result<()> {
+    output.print(&DatasetShown::from(dataset), DatasetShown::text)
 }
 
 /// `DATASET@SNAPSHOT`, unless a dataset has that very name.
 async fn find_source(opened: &Opened, text: &str) -> anyhow::Result<Source> {
     let pool = opened.pool.id();
     if let Some((dataset, snapshot)) = split_snapshot(text)
-        && opened.pool.catalog.dataset(&dataset_name(text)?).await?.is_none()
+        && opened.browser.record(text).await?.is_none()
     {
-        let snapshot = opened.snapshot(dataset, snapshot).await?;
+        let snapshot = opened.browser.snapshot(dataset, snapshot).await?;
         return Ok(Source::Snapshot(SnapshotHandle { pool, snapshot: snapshot.id() }));
     }
-    let dataset = opened.dataset(text).await?;
+    let dataset = opened.browser.dataset(text).await?;
     Ok(Source::Volume(VolumeHandle { pool, dataset: dataset.id() }))
 }
 
 async fn list(common: &Common) -> anyhow::Result<()> {
-    let opened = common.pool.open().await?;
-    let records: Vec<Dataset> =
-        opened.pool.catalog.datasets().await?.into_iter().map(|at| at.record).collect();
-    let names = Names::all(&opened.pool, &records).await?;
-    let live = records.iter().filter(|dataset| dataset.state != State::Dead);
-    let mut shown: Vec<DatasetShown> =
-        live.map(|dataset| DatasetShown::of(&opened.pool, dataset, &names)).collect();
-    shown.sort_by(|a, b| a.name.cmp(&b.name));
+    let shown: Vec<DatasetShown> = match common.place.target().await? {
+        Target::Pool(opened) => {
+            let found = opened.browser.datasets().await?.into_iter();
+            found
+                .map(|facts| DatasetShown::of(facts.handle, &facts.dataset, facts.origin_name))
+                .collect()
+        }
+        Target::Server(remote) => {
+            let found = remote.client.datasets(&remote.pool).await?;
+            found.into_iter().map(Into::into).collect()
+        }
+    };
     common.output.print(&shown, |shown| info::datasets(shown))
 }
 
 /// Shows a dataset, or a snapshot unless a dataset has that very name.
 async fn show(name: Option<&str>, common: &Common) -> anyhow::Result<()> {
-    let opened = common.pool.open().await?;
-    let Some(name) = name else {
-        return print(&opened, &opened.dataset_or_default(None).await?, common.output).await;
+    let opened = match common.place.target().await? {
+        Target::Pool(opened) => opened,
+        Target::Server(remote) => {
+            return match remote.named(name.unwrap_or_default()).await? {
+                Named::Dataset(dataset) => told(*dataset, common.output),
+                Named::Snapshot { dataset, snapshot } => {
+                    let found = remote.client.snapshot(&remote.pool, &dataset, &snapshot).await?;
+                    snapshots::print(common.output, &found.into())
+                }
+            };
+        }
     };
-    match opened.root(name).await? {
+    let Some(name) = name else {
+        let dataset = opened.browser.dataset_or_default(None).await?;
+        return print(&opened, &dataset, common.output).await;
+    };
+    match opened.browser.root_named(name).await? {
         Root::Head(dataset) => print(&opened, &dataset, common.output).await,
         Root::Snapshot(snapshot) => {
             let dataset = split_snapshot(name).map_or(name, |(dataset, _)| dataset);
-            let shown = SnapshotShown::of(&opened.pool, dataset, &snapshot);
-            print_snapshot(common.output, &shown)
+            let facts = opened.browser.snapshot_facts(dataset, &snapshot);
+            snapshots::print(common.output, &SnapshotShown::of(&facts))
         }
     }
 }
 
 async fn set_default(name: Option<&str>, common: &Common) -> anyhow::Result<()> {
-    let opened = common.pool.open().await?;
-    let dataset = match name {
-        Some(name) => Some(opened.dataset(name).await?.id()),
-        None => None,
-    };
-    opened.pool.catalog.set_default_dataset(dataset).await?;
+    match common.place.target().await? {
+        Target::Pool(opened) => {
+            let dataset = match name {
+                Some(name) => Some(opened.browser.dataset(name).await?.id()),
+                None => None,
+            };
+            opened.pool.catalog.set_default_dataset(dataset).await?;
+        }
+        Target::Server(remote) => {
+            let name = name.unwrap_or_default();
+            remote.client.set_default_dataset(&remote.pool, name).await?;
+        }
+    }
     common.output.print(&serde_json::json!({ "default": name }), |_| match name {
         Some(name) => format!("{name} is the default dataset\n"),
         None => "there is no default dataset\n".to_owned(),
@@ -171,17 +226,8 @@ async fn set_default(name: Option<&str>, common: &Common) -> anyhow::Result<()> 
 }
 
 async fn get_default(common: &Common) -> anyhow::Result<()> {
-    let opened = common.pool.open().await?;
-    let name = opened.dataset_or_default(None).await?.name.to_string();
+    let name = common.place.target().await?.live_or_default(None).await?;
     common.output.print(&serde_json::json!({ "default": name }), |_| format!("{name}\n"))
-}
-
-async fn name_or_default(opened: &Opened, name: Option<&str>) -> anyhow::Result<String> {
-    match name {
-        // A deleted dataset may still have snapshots.
-        Some(name) => Ok(name.to_owned()),
-        None => Ok(opened.dataset_or_default(None).await?.name.to_string()),
-    }
 }
 
 /// `[DATASET] NAME`.
@@ -196,13 +242,16 @@ fn last_and_before(names: &[String]) -> (Option<&str>, &str) {
 /// Deletes a dataset; a retry succeeds while any part of it is left to collect. Unlike for CSI, an
 /// unknown name is an error.
 async fn delete(name: &str, common: &Common) -> anyhow::Result<()> {
-    let opened = common.pool.open().await?;
-    let found = opened.pool.catalog.dataset(&dataset_name(name)?).await?;
-    let Some(at) = found else { return Err(nothing_to_delete("dataset", name)) };
-    opened
-        .controller
-        .delete_volume(VolumeHandle { pool: opened.pool.id(), dataset: at.record.id() })
-        .await?;
+    match common.place.target().await? {
+        Target::Pool(opened) => {
+            let Some(dataset) = opened.browser.record(name).await? else {
+                let why = format!("dataset {name} does not exist: nothing to delete");
+                return Err(Wrong::new(Class::NotFound, why));
+            };
+            opened.controller.delete_volume(opened.browser.handle(&dataset)).await?;
+        }
+        Target::Server(remote) => remote.client.delete_dataset(&remote.pool, name).await?,
+    }
     let report = serde_json::json!({ "deleted": name });
     common.output.print(&report, |_| {
         format!(
@@ -211,21 +260,24 @@ async fn delete(name: &str, common: &Common) -> anyhow::Result<()> {
     })
 }
 
-fn nothing_to_delete(what: &str, name: &str) -> anyhow::Error {
-    Wrong::new(Class::NotFound, format!("{what} {name} does not exist: nothing to delete"))
-}
-
 async fn expand(name: &str, size: ByteSize, common: &Common) -> anyhow::Result<()> {
-    let opened = common.pool.open().await?;
-    let handle = VolumeHandle { pool: opened.pool.id(), dataset: opened.dataset(name).await?.id() };
-    opened.controller.expand_volume(handle, size.0, None).await?;
-    let grown = opened.dataset(name).await?;
-    print(&opened, &grown, common.output).await
+    match common.place.target().await? {
+        Target::Pool(opened) => {
+            let handle = opened.browser.handle(&opened.browser.dataset(name).await?);
+            opened.controller.expand_volume(handle, size.0, None).await?;
+            let grown = opened.browser.dataset(name).await?;
+            print(&opened, &grown, common.output).await
+        }
+        Target::Server(remote) => {
+            let grown = remote.client.expand_dataset(&remote.pool, name, size.0).await?;
+            told(grown, common.output)
+        }
+    }
 }
 
 async fn release(name: &str, journal: Journal, common: &Common) -> anyhow::Result<()> {
-    let opened = common.pool.open().await?;
-    let handle = VolumeHandle { pool: opened.pool.id(), dataset: opened.dataset(name).await?.id() };
+    let opened = common.place.pool_itself().await?;
+    let handle = opened.browser.handle(&opened.browser.dataset(name).await?);
     let from = opened.controller.release_volume(handle, journal).await?;
     let report = serde_json::json!({ "released": name, "from": from });
     common.output.print(&report, |_| match &from {
@@ -236,59 +288,24 @@ async fn release(name: &str, journal: Journal, common: &Common) -> anyhow::Resul
 
 async fn snapshot(args: SnapshotArgs) -> anyhow::Result<()> {
     let Some(command) = args.command else {
-        let (dataset, name) = last_and_before(&args.names);
-        let opened = args.common.pool.open().await?;
-        let dataset = name_or_default(&opened, dataset).await?;
-        let kind = if args.readonly { Kind::ReadOnly } else { Kind::Writable };
-        return take(&opened, &dataset, name, kind, args.common.output).await;
+        let kind = if args.readonly { NewSnapshot::ReadOnly } else { NewSnapshot::Writable };
+        return snapshots::make(last_and_before(&args.names), kind, &args.common).await;
     };
     match command {
         SnapshotCommand::Create { dataset, name, writable, common } => {
-            let opened = common.pool.open().await?;
-            let kind = if writable { Kind::Writable } else { Kind::ReadOnly };
-            take(&opened, &dataset, &name, kind, common.output).await
+            let kind = if writable { NewSnapshot::Writable } else { NewSnapshot::ReadOnly };
+            snapshots::make((Some(&dataset), &name), kind, &common).await
         }
         SnapshotCommand::List { dataset, common } => {
             snapshots::list(dataset.as_deref(), &common).await
         }
         SnapshotCommand::Info { dataset, name, common } => {
-            let opened = common.pool.open().await?;
-            print_snapshot(common.output, &snapshots::show(&opened, &dataset, &name).await?)
+            snapshots::show(&dataset, &name, &common).await
         }
         SnapshotCommand::Delete { dataset, name, common } => {
-            let opened = common.pool.open().await?;
-            delete_snapshot(&opened, &dataset, &name, common.output).await
+            snapshots::delete((Some(&dataset), &name), &common).await
         }
+        SnapshotCommand::Hold(args) => snapshots::hold(args, HoldChange::Add).await,
+        SnapshotCommand::Unhold(args) => snapshots::hold(args, HoldChange::Release).await,
     }
-}
-
-async fn take(
-    opened: &Opened,
-    dataset: &str,
-    name: &str,
-    kind: Kind,
-    output: Output,
-) -> anyhow::Result<()> {
-    print_snapshot(output, &snapshots::make(opened, dataset, snapshot_name(name)?, kind).await?)
-}
-
-async fn delete_snapshot(
-    opened: &Opened,
-    dataset: &str,
-    name: &str,
-    output: Output,
-) -> anyhow::Result<()> {
-    let full = format!("{dataset}@{name}");
-    if !snapshots::delete(opened, dataset, &snapshot_name(name)?).await? {
-        return Err(nothing_to_delete("snapshot", &full));
-    }
-    output.print(&serde_json::json!({ "deleted": full }), |_| {
-        format!(
-            "deleted snapshot {full}; a running controller, or `zerofs-csi gc`, frees its space\n"
-        )
-    })
-}
-
-fn print_snapshot(output: Output, shown: &SnapshotShown) -> anyhow::Result<()> {
-    output.print(shown, |shown| info::snapshots(std::slice::from_ref(shown)))
 }

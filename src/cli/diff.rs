@@ -2,16 +2,20 @@
 //! it is, printed as they are found.
 
 use super::args::DiffArgs;
-use super::exit::{Interrupted, Wrong};
+use super::diff_stat::{Shape, Stat};
+use super::exit::Wrong;
 use super::path;
-use super::target::{Opened, Root, split_snapshot};
+use super::remote::{Remote, kind};
+use super::stopped::Stopped;
+use super::target::{Opened, Target};
+use crate::admin::grpc::proto;
 use crate::app;
 use crate::catalog::Snapshot;
-use crate::fs::{Aspect, Difference, Found, FsError, compare};
+use crate::control::browse::{Root, apart, split_snapshot};
+use crate::fs::{Aspect, Difference, Found};
 use crate::types::{Class, DatasetId};
-use crate::volume::RootView;
 use serde::Serialize;
-use std::io::{BufWriter, ErrorKind, Write};
+use std::io::{BufWriter, Write};
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Format {
@@ -36,105 +40,154 @@ struct Line<'a> {
     aspects: &'a [Aspect],
 }
 
-#[derive(Debug, thiserror::Error)]
-enum Stopped {
-    #[error(transparent)]
-    Fs(#[from] FsError),
-    #[error("writing the output: {0}")]
-    Output(#[from] std::io::Error),
-    #[error("stopped by a signal")]
-    Signal,
-}
-
 pub async fn run(args: DiffArgs) -> anyhow::Result<()> {
     // Killed without closing, this process would count as a reader for an hour, and retain a
     // snapshot that is deleted meanwhile (R14).
     let stop = app::stop_signal()?;
-    let opened = args.common.pool.open().await?;
-    let before = snapshot(&opened, &args.before).await?;
-    let after = match &args.after {
-        None => None,
-        Some(text) => match opened.pool.catalog.dataset(&super::target::dataset_name(text)?).await?
-        {
-            // `DATASET@SNAPSHOT`, unless a dataset has that very name.
-            None if split_snapshot(text).is_some() => Some(snapshot(&opened, text).await?),
-            _ => {
-                let live = opened.dataset(text).await?;
-                if live.id() != before.dataset {
-                    return Err(apart(&args.before, text));
-                }
-                None
-            }
-        },
-    };
-    if after.as_ref().is_some_and(|after| after.dataset != before.dataset) {
-        return Err(apart(&args.before, args.after.as_deref().unwrap_or_default()));
-    }
-    let dataset = before.dataset;
-    let before = opened.view(&Root::Snapshot(before)).await?;
-    let after = match after {
-        Some(after) => opened.view(&Root::Snapshot(after)).await,
-        None => live(&opened, dataset).await,
-    };
-    let after = match after {
-        Ok(after) => after,
-        Err(error) => {
-            before.close().await?;
-            return Err(error);
-        }
-    };
+    let from = args.common.place.target().await?;
     let mut out = BufWriter::new(std::io::stdout());
     let format = if args.common.output.json { Format::Json } else { Format::Text };
-    let comparing =
-        Box::pin(compare(before.files(), after.files(), |found| tell(&mut out, &found, format)));
-    let told = tokio::select! {
-        biased;
-        () = stop.cancelled() => Err(Stopped::Signal),
-        told = comparing => told,
+    let shape = match (args.stat, args.tree) {
+        (true, _) => Some(Shape::Flat),
+        (false, true) => Some(Shape::Tree),
+        (false, false) => None,
+    };
+    let mut stat = Stat::default();
+    let each = |found: &Found| match shape {
+        None => tell(&mut out, found, format),
+        Some(_) => {
+            stat.count(found);
+            Ok(())
+        }
+    };
+    let told = match &from {
+        Target::Pool(opened) => {
+            let before = snapshot(opened, &args.before).await?;
+            let after = after(opened, &args, &before).await?;
+            let before = Root::Snapshot(before);
+            let comparing = Box::pin(opened.browser.diff(&before, &after, each));
+            let told = Stopped::unless(&stop, comparing).await;
+            opened.browser.close().await;
+            told
+        }
+        Target::Server(remote) => {
+            let request = request(remote, &args)?;
+            let comparing = Box::pin(through(remote, request, each));
+            Stopped::unless(&stop, comparing).await
+        }
     };
     let told = told.and_then(|()| Ok(out.flush()?));
-    let closed = before.close().await.and(after.close().await);
     match told {
-        // The reader of the pipe has seen enough.
-        Err(Stopped::Output(error)) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
-        Err(Stopped::Output(error)) => Err(error.into()),
-        Err(Stopped::Fs(error)) => Err(error.into()),
-        Err(Stopped::Signal) => {
-            Err(Interrupted::new("the list of differences is not complete; run it again"))
+        Err(stopped) => stopped.end("the list of differences is not complete; run it again"),
+        Ok(()) => match shape {
+            Some(shape) => {
+                args.common.output.print(&stat.report(shape), |report| report.text(shape))
+            }
+            None => Ok(()),
+        },
+    }
+}
+
+/// The comparison as a request to a server.
+fn request(remote: &Remote, args: &DiffArgs) -> anyhow::Result<proto::DiffRequest> {
+    let (dataset, before) =
+        split_snapshot(&args.before).ok_or_else(|| no_snapshot(&args.before))?;
+    let to_snapshot = match &args.after {
+        None => String::new(),
+        Some(text) if text == dataset => String::new(),
+        Some(text) => match split_snapshot(text) {
+            Some((of, after)) if of == dataset => after.to_owned(),
+            _ => return Err(apart(&args.before, text).into()),
+        },
+    };
+    Ok(proto::DiffRequest {
+        pool: remote.pool.clone(),
+        dataset: dataset.to_owned(),
+        from_snapshot: before.to_owned(),
+        to_snapshot,
+    })
+}
+
+async fn through(
+    remote: &Remote,
+    request: proto::DiffRequest,
+    mut each: impl FnMut(&Found) -> Result<(), Stopped>,
+) -> Result<(), Stopped> {
+    remote.client.diff(request, |told| each(&found(told)?)).await
+}
+
+/// A difference as a server tells it.
+fn found(told: proto::Difference) -> anyhow::Result<Found> {
+    use proto::difference::Change;
+    let aspects: Vec<Aspect> = told.aspects().filter_map(aspect).collect();
+    let (kind, change) = (kind(told.kind())?, told.change());
+    let difference = match change {
+        Change::Added => Difference::Added,
+        Change::Removed => Difference::Removed,
+        Change::Changed => Difference::Changed(aspects),
+        Change::Renamed => Difference::Renamed(told.from.into(), aspects),
+        Change::Unspecified => {
+            let why = "the server tells a difference that this program does not know: use one of \
+                       the server's version";
+            return Err(Wrong::new(Class::Unsupported, why));
         }
-        Ok(()) => Ok(closed?),
+    };
+    Ok(Found { path: told.path.into(), kind, difference })
+}
+
+fn aspect(told: proto::difference::Aspect) -> Option<Aspect> {
+    use proto::difference::Aspect as Told;
+    Some(match told {
+        Told::Content => Aspect::Content,
+        Told::Entries => Aspect::Entries,
+        Told::Mode => Aspect::Mode,
+        Told::Owner => Aspect::Owner,
+        Told::Times => Aspect::Times,
+        Told::Links => Aspect::Links,
+        Told::Replaced => Aspect::Replaced,
+        // One of a later version.
+        Told::Unspecified => return None,
+    })
+}
+
+/// The later state: a second snapshot, or the dataset as it is.
+async fn after(opened: &Opened, args: &DiffArgs, before: &Snapshot) -> anyhow::Result<Root> {
+    let Some(text) = &args.after else { return live(opened, before.dataset).await };
+    let apart = || apart(&args.before, text);
+    // `DATASET@SNAPSHOT`, unless a dataset has that very name.
+    if split_snapshot(text).is_some() && opened.browser.record(text).await?.is_none() {
+        let after = snapshot(opened, text).await?;
+        return match after.dataset == before.dataset {
+            true => Ok(Root::Snapshot(after)),
+            false => Err(apart().into()),
+        };
+    }
+    match opened.browser.dataset(text).await? {
+        live if live.id() == before.dataset => Ok(Root::Head(live)),
+        _ => Err(apart().into()),
     }
 }
 
 async fn snapshot(opened: &Opened, text: &str) -> anyhow::Result<Snapshot> {
     match split_snapshot(text) {
-        Some((dataset, name)) => opened.snapshot(dataset, name).await,
-        None => Err(Wrong::new(
-            Class::Invalid,
-            format!("{text:?} is not a snapshot: write DATASET@SNAPSHOT"),
-        )),
+        Some((dataset, name)) => Ok(opened.browser.snapshot(dataset, name).await?),
+        None => Err(no_snapshot(text)),
     }
 }
 
-fn apart(before: &str, after: &str) -> anyhow::Error {
-    Wrong::new(
-        Class::Invalid,
-        format!(
-            "{before} and {after} belong to different datasets: compare two states of one dataset"
-        ),
-    )
+fn no_snapshot(text: &str) -> anyhow::Error {
+    Wrong::new(Class::Invalid, format!("{text:?} is not a snapshot: write DATASET@SNAPSHOT"))
 }
 
 /// The dataset as the store has it: one state, however long it is read and whatever is written
 /// meanwhile, without the unsynced changes of its owner. Nothing retains that state: an hour after
 /// it was superseded, reading it may fail with an error.
-async fn live(opened: &Opened, id: DatasetId) -> anyhow::Result<RootView> {
+async fn live(opened: &Opened, id: DatasetId) -> anyhow::Result<Root> {
     let catalog = &opened.pool.catalog;
     let gone = || {
         Wrong::new(Class::NotFound, "the dataset was deleted: name a second snapshot".to_owned())
     };
-    let dataset = catalog.dataset_by_id(id).await?.map(|at| at.record).ok_or_else(gone)?;
-    opened.view(&Root::Head(dataset)).await
+    Ok(Root::Head(catalog.dataset_by_id(id).await?.ok_or_else(gone)?.record))
 }
 
 fn tell(out: &mut impl Write, found: &Found, format: Format) -> Result<(), Stopped> {

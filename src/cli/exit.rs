@@ -1,10 +1,14 @@
 //! Errors as exit codes and text.
 
+use crate::admin::ClientError;
+use crate::admin::auth::TokenFileError;
+use crate::admin::auth::tls::TlsError;
+use crate::app::config::ConfigError;
 use crate::bucket::BucketError;
 use crate::catalog::CatalogError;
 use crate::control::ControlError;
 use crate::fs::FsError;
-use crate::types::{Class, Classify};
+use crate::types::{Class, Classify, with_causes};
 use crate::volume::VolumeError;
 use std::process::ExitCode;
 
@@ -80,8 +84,11 @@ fn class_of_one(error: &(dyn std::error::Error + 'static)) -> Option<Class> {
         .or_else(|| of::<VolumeError>(error))
         .or_else(|| of::<CatalogError>(error));
     let ours = ours.or_else(|| of::<FsError>(error)).or_else(|| of::<BucketError>(error));
-    ours.or_else(|| error.downcast_ref::<Wrong>().map(|wrong| wrong.class))
-        .or_else(|| error.downcast_ref::<crate::app::config::ConfigError>().map(|_| Class::Invalid))
+    ours.or_else(|| of::<ClientError>(error))
+        .or_else(|| error.downcast_ref::<Wrong>().map(|wrong| wrong.class))
+        .or_else(|| error.downcast_ref::<ConfigError>().map(|_| Class::Invalid))
+        .or_else(|| error.downcast_ref::<TokenFileError>().map(|_| Class::Invalid))
+        .or_else(|| error.downcast_ref::<TlsError>().map(|_| Class::Invalid))
         .or_else(|| error.downcast_ref().map(class_of_io))
 }
 
@@ -102,14 +109,7 @@ fn class_of_io(error: &std::io::Error) -> Class {
 
 /// Prints the error with its causes, none of them twice, and returns its code.
 pub fn report(error: &anyhow::Error) -> ExitCode {
-    let mut text = String::new();
-    for cause in error.chain().map(ToString::to_string) {
-        if !text.contains(&cause) {
-            text += if text.is_empty() { "" } else { ": " };
-            text += &cause;
-        }
-    }
-    eprintln!("error: {text}");
+    eprintln!("error: {}", with_causes(error.as_ref()));
     ExitCode::from(code_of(error))
 }
 

@@ -1,10 +1,10 @@
 //! `gc`.
 
 use super::args::GcArgs;
-use super::names::Names;
 use super::report::Progress;
 use crate::app;
 use crate::catalog::Dataset;
+use crate::control::browse::Names;
 use crate::control::{Collected, Plan, Retained};
 use crate::types::ByteSize;
 use std::sync::Arc;
@@ -16,7 +16,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 pub fn run(args: GcArgs) -> anyhow::Result<()> {
     app::start_logging(&Default::default(), Some("warn"))?;
     app::run(async move {
-        let opened = args.common.pool.open().await?;
+        let opened = args.common.place.pool_itself().await?;
         let progress = Arc::new(Progress::new());
         progress.say("reading every dataset and snapshot");
         let shown = progress.clone();

@@ -1,11 +1,11 @@
 //! Prints datasets and snapshots.
 
-use super::names::Names;
+use super::remote::{some, time};
 use super::report::{table, when};
-use crate::catalog::{Dataset, Form, Snapshot, State};
-use crate::control::Pool;
-use crate::types::ByteSize;
-use crate::types::{SnapshotHandle, VolumeHandle};
+use crate::admin::grpc::proto;
+use crate::catalog::{Dataset, Form, State};
+use crate::control::browse::SnapshotFacts;
+use crate::types::{ByteSize, VolumeHandle};
 use serde::Serialize;
 
 #[derive(Serialize)]
@@ -44,26 +44,82 @@ pub struct SnapshotShown {
     /// Bytes that the dataset held when it was taken, if known.
     pub referenced_bytes: Option<u64>,
     /// Clones that depend on it.
-    pub dependants: usize,
+    pub dependants: u64,
     /// A clone that is listed among the snapshots; the handle is a volume's.
     pub writable: bool,
+    /// A policy made it.
+    pub by_policy: bool,
+    /// Tags of those who hold it.
+    pub holds: Vec<String>,
 }
 
 fn state(state: &State) -> String {
     format!("{state:?}").to_lowercase()
 }
 
+/// As a server tells it.
+fn told(state: proto::State) -> String {
+    match state {
+        proto::State::Creating => "creating",
+        proto::State::Ready => "ready",
+        proto::State::Deleting => "deleting",
+        proto::State::Dead => "dead",
+        proto::State::Unspecified => "unknown",
+    }
+    .to_owned()
+}
+
+impl From<proto::Dataset> for DatasetShown {
+    fn from(dataset: proto::Dataset) -> Self {
+        Self {
+            state: told(dataset.state()),
+            name: dataset.name,
+            handle: dataset.handle,
+            size_bytes: dataset.size_bytes,
+            created: when(time(dataset.created)),
+            owner: some(dataset.owner),
+            origin: some(dataset.origin_id),
+            origin_name: some(dataset.origin),
+            detached: dataset.detached,
+            sync: some(dataset.sync),
+            record_bytes: dataset.record_bytes,
+            compression: dataset.compression,
+            read_only: dataset.read_only,
+            quota_inodes: dataset.quota_inodes,
+            access_modes: dataset.access_modes,
+        }
+    }
+}
+
+impl From<proto::Snapshot> for SnapshotShown {
+    fn from(snapshot: proto::Snapshot) -> Self {
+        Self {
+            state: told(snapshot.state()),
+            dataset: snapshot.dataset,
+            name: snapshot.name,
+            handle: snapshot.handle,
+            created: when(time(snapshot.created)),
+            size_bytes: snapshot.size_bytes,
+            referenced_bytes: snapshot.referenced_bytes,
+            dependants: snapshot.dependants,
+            writable: snapshot.writable,
+            by_policy: snapshot.by_policy,
+            holds: snapshot.holds,
+        }
+    }
+}
+
 impl DatasetShown {
-    pub fn of(pool: &Pool, dataset: &Dataset, names: &Names) -> Self {
+    pub fn of(handle: VolumeHandle, dataset: &Dataset, origin_name: Option<String>) -> Self {
         Self {
             name: dataset.name.to_string(),
-            handle: VolumeHandle { pool: pool.id(), dataset: dataset.id() }.to_string(),
+            handle: handle.to_string(),
             state: state(&dataset.state),
             size_bytes: dataset.size,
             created: when(dataset.created),
             owner: dataset.owner.as_ref().map(|owner| owner.node.clone()),
             origin: dataset.origin.map(|origin| origin.to_string()),
-            origin_name: dataset.origin.map(|origin| names.snapshot(origin)),
+            origin_name,
             detached: dataset.detached,
             sync: dataset.properties.sync.map(|sync| sync.to_string()),
             record_bytes: dataset.properties.record_bytes,
@@ -119,32 +175,19 @@ pub fn datasets(shown: &[DatasetShown]) -> String {
 }
 
 impl SnapshotShown {
-    pub fn of(pool: &Pool, dataset: &str, snapshot: &Snapshot) -> Self {
+    pub fn of(snapshot: &SnapshotFacts) -> Self {
         Self {
-            dataset: dataset.to_owned(),
-            name: snapshot.name.to_string(),
-            handle: SnapshotHandle { pool: pool.id(), snapshot: snapshot.id() }.to_string(),
+            dataset: snapshot.dataset.clone(),
+            name: snapshot.name.clone(),
+            handle: snapshot.handle(),
             state: state(&snapshot.state),
             created: when(snapshot.created),
             size_bytes: snapshot.size,
             referenced_bytes: snapshot.referenced,
-            dependants: snapshot.dependants.len(),
-            writable: false,
-        }
-    }
-
-    /// A clone named `DATASET@NAME`.
-    pub fn of_writable(pool: &Pool, dataset: &str, name: &str, clone: &Dataset) -> Self {
-        Self {
-            dataset: dataset.to_owned(),
-            name: name.to_owned(),
-            handle: VolumeHandle { pool: pool.id(), dataset: clone.id() }.to_string(),
-            state: state(&clone.state),
-            created: when(clone.created),
-            size_bytes: clone.size,
-            referenced_bytes: None,
-            dependants: 0,
-            writable: true,
+            dependants: snapshot.dependants,
+            writable: snapshot.is_writable(),
+            by_policy: snapshot.by_policy,
+            holds: snapshot.holds.clone(),
         }
     }
 }

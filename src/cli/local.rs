@@ -8,11 +8,15 @@
 //! opened again from the one below it, and must be the folder that it was.
 
 use crate::types::Timestamp;
-use rustix::fs::{AtFlags, CWD, Dev, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid};
+use rustix::fs::{
+    AtFlags, CWD, Dev, FileType, Gid, Mode, OFlags, RenameFlags, Timespec, Timestamps, Uid,
+};
+use rustix::io::Errno;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, ErrorKind};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 /// A folder in which names are looked up, whether it can be listed or not.
@@ -21,6 +25,10 @@ const WAY: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC)
 const FOLDER: OFlags =
     OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC).union(OFlags::NOFOLLOW);
 const FDS_HELD: usize = 16;
+/// Most numbered backups of one name.
+const BACKUPS_MAX: u32 = 9999;
+/// Most objects that take one name while it is restored, and are kept.
+const KEEPS_MAX: u32 = 16;
 /// An id that chown(2) takes for "leave it as it is".
 const NO_ID: u32 = u32::MAX;
 
@@ -103,9 +111,7 @@ impl Attributes {
         match chown(Some(Uid::from_raw(self.uid)), Some(Gid::from_raw(self.gid))) {
             Ok(()) => Ok(Owner::Kept),
             // The last one: the user namespace does not have the id.
-            Err(rustix::io::Errno::PERM | rustix::io::Errno::ACCESS | rustix::io::Errno::INVAL) => {
-                Ok(Owner::Mine)
-            }
+            Err(Errno::PERM | Errno::ACCESS | Errno::INVAL) => Ok(Owner::Mine),
             Err(error) => Err(error.into()),
         }
     }
@@ -158,7 +164,7 @@ impl Local {
     /// The kind of the object with that name.
     pub fn kind(&self, name: &OsStr) -> io::Result<Option<FileType>> {
         match rustix::fs::statat(self.folder()?, name, AtFlags::SYMLINK_NOFOLLOW) {
-            Err(rustix::io::Errno::NOENT) => Ok(None),
+            Err(Errno::NOENT) => Ok(None),
             found => Ok(Some(FileType::from_raw_mode(found?.st_mode))),
         }
     }
@@ -177,6 +183,10 @@ impl Local {
             chmod_held(&held, mode | Mode::RWXU)?;
         }
         let fd = rustix::fs::openat(&held, ".", FOLDER, Mode::empty())?;
+        self.push(fd)
+    }
+
+    fn push(&mut self, fd: OwnedFd) -> io::Result<()> {
         self.levels.push(Level { id: id(&fd)?, fd: Some(fd) });
         // The first two have nothing below that leads back to them: the target may be `.`.
         if let Some(outer) = self.levels.len().checked_sub(FDS_HELD + 1).filter(|outer| *outer > 1)
@@ -186,11 +196,19 @@ impl Local {
         Ok(())
     }
 
-    /// Gives the folder that was entered last its attributes, and goes back to the one around it.
-    ///
-    /// # Errors
-    /// The parent folder cannot be reached.
-    pub fn leave(&mut self, attributes: &Attributes, safety: Safety) -> io::Result<Made> {
+    /// As [`Self::enter`], of a folder that is not to be changed.
+    pub fn look_into(&mut self, name: &OsStr) -> io::Result<()> {
+        let fd = rustix::fs::openat(self.folder()?, name, FOLDER, Mode::empty())?;
+        self.push(fd)
+    }
+
+    /// Goes back to the folder around the one that was entered last.
+    pub fn go_back(&mut self) -> io::Result<()> {
+        self.pop().map(drop)
+    }
+
+    /// Goes back, and returns the folder that was entered last.
+    fn pop(&mut self) -> io::Result<OwnedFd> {
         let fd = self
             .levels
             .pop()
@@ -207,6 +225,106 @@ impl Local {
             }
             around.fd = Some(up);
         }
+        Ok(fd)
+    }
+
+    /// Returns whether a regular file has this size, mode and modification time.
+    pub fn is_file(&self, name: &OsStr, size: u64, like: &Attributes) -> io::Result<bool> {
+        let found = rustix::fs::statat(self.folder()?, name, AtFlags::SYMLINK_NOFOLLOW)?;
+        let mtime = Timestamp::from_parts(found.st_mtime, found.st_mtime_nsec as u32);
+        Ok(FileType::from_raw_mode(found.st_mode) == FileType::RegularFile
+            && u64::try_from(found.st_size) == Ok(size)
+            && found.st_mode & 0o7777 == like.mode & 0o7777
+            && mtime == like.mtime)
+    }
+
+    /// Returns whether it is a symbolic link to this target.
+    pub fn is_link(&self, name: &OsStr, target: &OsStr) -> io::Result<bool> {
+        match rustix::fs::readlinkat(self.folder()?, name, Vec::new()) {
+            Ok(found) => Ok(found.as_bytes() == target.as_bytes()),
+            Err(Errno::INVAL) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Gives an object a name that leads to nothing.
+    ///
+    /// # Errors
+    /// `AlreadyExists`, at whichever moment the name was taken.
+    pub fn rename_new(&self, from: &OsStr, to: &OsStr) -> io::Result<()> {
+        let folder = self.folder()?;
+        match rustix::fs::renameat_with(folder, from, folder, to, RenameFlags::NOREPLACE) {
+            Err(error) if is_unsupported(error) => {}
+            renamed => return Ok(renamed?),
+        }
+        match rustix::fs::linkat(folder, from, folder, to, AtFlags::empty()) {
+            Err(Errno::PERM | Errno::NOTSUP | Errno::NOSYS) => {}
+            linked => {
+                return Ok(
+                    linked.and_then(|()| rustix::fs::unlinkat(folder, from, AtFlags::empty()))?
+                );
+            }
+        }
+        // A file system that can do neither has nothing better.
+        if self.kind(to)?.is_some() {
+            return Err(ErrorKind::AlreadyExists.into());
+        }
+        self.rename(from, to)
+    }
+
+    /// Gives a finished object a name, and what has the name the first free name of a numbered
+    /// backup: whatever that is by then. Where the file system can exchange names, the name leads to
+    /// something throughout. After an error the finished object is gone, and nothing else.
+    pub fn replace_keeping(&self, made: &OsStr, name: &OsStr) -> io::Result<()> {
+        let discard = |error| {
+            let _ = self.remove(made);
+            Err(error)
+        };
+        let folder = self.folder()?;
+        for _ in 0..KEEPS_MAX {
+            match self.rename_new(made, name) {
+                Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
+                Err(error) => return discard(error),
+                Ok(()) => return Ok(()),
+            }
+            let exchange =
+                || rustix::fs::renameat_with(folder, made, folder, name, RenameFlags::EXCHANGE);
+            match exchange() {
+                Ok(()) => {
+                    let Err(error) = self.move_beside(made, name) else { return Ok(()) };
+                    // What was there must not be discarded.
+                    return if exchange().is_ok() { discard(error) } else { Err(error) };
+                }
+                Err(Errno::NOENT) => {}
+                Err(error) if is_unsupported(error) => match self.move_beside(name, name) {
+                    Err(error) if error.kind() != ErrorKind::NotFound => return discard(error),
+                    _ => {}
+                },
+                Err(error) => return discard(error.into()),
+            }
+        }
+        discard(io::Error::other("its name changes faster than it can be replaced"))
+    }
+
+    /// Gives an object the first free name of a numbered backup of `name`.
+    fn move_beside(&self, object: &OsStr, name: &OsStr) -> io::Result<()> {
+        for n in 1..=BACKUPS_MAX {
+            let mut backup = name.to_owned();
+            backup.push(format!(".~{n}"));
+            match self.rename_new(object, &backup) {
+                Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
+                moved => return moved,
+            }
+        }
+        Err(io::Error::other("it has too many backups: remove some"))
+    }
+
+    /// Gives the folder that was entered last its attributes, and goes back to the one around it.
+    ///
+    /// # Errors
+    /// The parent folder cannot be reached.
+    pub fn leave(&mut self, attributes: &Attributes, safety: Safety) -> io::Result<Made> {
+        let fd = self.pop()?;
         let mut made = attributes.set_open(&fd);
         if safety == Safety::Now && made.attributes.is_ok() {
             made.attributes = rustix::fs::fsync(&fd).map_err(io::Error::from);
@@ -305,6 +423,11 @@ impl Local {
     }
 }
 
+/// The file system does not know the kind of rename.
+fn is_unsupported(error: Errno) -> bool {
+    matches!(error, Errno::INVAL | Errno::NOSYS | Errno::NOTSUP)
+}
+
 /// A new name beside another one.
 pub fn beside(name: &OsStr) -> OsString {
     let mut long = name.to_owned();
@@ -386,6 +509,31 @@ mod tests {
         swap(room.path(), "to/sub");
         assert!(local.enter(os("sub")).is_err());
         is_untouched(room.path());
+    }
+
+    #[test]
+    fn what_took_the_name_meanwhile_is_left_or_kept() {
+        let (room, local) = room();
+        let at = |name: &str| room.path().join("to").join(name);
+        let made = |text: &str| {
+            local.make_file(os("made")).unwrap().write_all(text.as_bytes()).unwrap();
+        };
+        made("new");
+        std::fs::write(at("name"), "theirs").unwrap();
+        let refused = local.rename_new(os("made"), os("name")).unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::AlreadyExists);
+        assert_eq!(std::fs::read(at("name")).unwrap(), b"theirs");
+        local.replace_keeping(os("made"), os("name")).unwrap();
+        made("newer");
+        local.replace_keeping(os("made"), os("name")).unwrap();
+        made("free");
+        local.replace_keeping(os("made"), os("other")).unwrap();
+        for (name, text) in
+            [("name", "newer"), ("name.~1", "theirs"), ("name.~2", "new"), ("other", "free")]
+        {
+            assert_eq!(std::fs::read_to_string(at(name)).unwrap(), text, "{name}");
+        }
+        assert!(!at("made").exists() && !at("other.~1").exists());
     }
 
     #[test]

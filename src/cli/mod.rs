@@ -4,7 +4,8 @@
 //! error has progress and errors only.
 //!
 //! Commands on datasets open the pool directly and take its objects by compare-and-swap, like any
-//! controller. None of them ever opens a dataset that another process owns.
+//! controller. None of them ever opens a dataset that another process owns. With `--server` they ask
+//! a running server instead (`target`): what it answers becomes the same reports.
 //!
 //! Exit codes are those of the error classes (`exit`).
 
@@ -16,22 +17,32 @@ mod copy_out;
 mod dataset;
 mod demo;
 mod diff;
+mod diff_stat;
+mod dry_run;
 mod exit;
+mod files;
+mod find;
 mod gc;
+mod help;
 mod history;
 mod info;
 mod local;
-mod names;
 mod path;
+mod policy;
 mod pool;
+mod properties;
+mod remote;
 mod report;
-mod reserved;
 mod restore;
+mod restore_in_place;
 mod run;
 mod scrub;
 mod snapshots;
 mod space;
+mod stopped;
 mod target;
+mod token;
+mod tree;
 
 use args::{Cli, Command};
 use clap::Parser;
@@ -57,6 +68,7 @@ fn dispatch(cli: Cli) -> anyhow::Result<()> {
     match cli.command {
         Command::Pool(command) => pool::run(command),
         Command::Dataset(command) => dataset::run(command),
+        Command::Policy(command) => policy::run(command),
         Command::Serve(args) => run::serve(args),
         Command::Controller(args) => run::controller(&args),
         Command::Node(args) => run::node(args),
@@ -66,6 +78,9 @@ fn dispatch(cli: Cli) -> anyhow::Result<()> {
         Command::Space(args) => space::run(args),
         Command::Scrub(args) => scrub::run(args),
         Command::Gc(args) => gc::run(args),
+        Command::Completions(args) => help::completions(&args),
+        Command::Man(args) => help::man(&args),
         Command::Demo(args) => demo::run(args),
+        Command::Token(command) => token::run(command),
     }
 }

@@ -11,7 +11,7 @@ pub fn run(command: PoolCommand) -> anyhow::Result<()> {
         match command {
             PoolCommand::Create { common } => create(&common).await,
             PoolCommand::Info { common } => {
-                let opened = common.pool.open().await?;
+                let opened = common.place.pool_itself().await?;
                 print(common.output, &opened.pool.catalog, "pool")
             }
         }
@@ -20,7 +20,7 @@ pub fn run(command: PoolCommand) -> anyhow::Result<()> {
 
 async fn create(common: &Common) -> anyhow::Result<()> {
     app::keep_private();
-    let config = common.pool.config()?;
+    let config = common.place.pool_itself_at()?;
     for pool in config.pools.values() {
         let catalog = pool.create().await?;
         print(common.output, &catalog, "created pool")?;

@@ -3,9 +3,10 @@
 use super::args::Output;
 use crate::types::Timestamp;
 use anyhow::Context;
+use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
-use std::io::{IsTerminal, Write};
-use std::time::SystemTime;
+use std::io::Write;
+use std::time::Duration;
 
 impl Output {
     /// Prints a report as JSON, or as `text` renders it.
@@ -16,13 +17,16 @@ impl Output {
     ) -> anyhow::Result<()> {
         let printed =
             if self.json { serde_json::to_string_pretty(report)? + "\n" } else { text(report) };
-        match std::io::stdout().write_all(printed.as_bytes()) {
-            // The reader of the pipe has seen enough.
-            Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
-            written => {
-                written.context("the command succeeded, but its output could not be written")
-            }
-        }
+        print_bytes(printed.as_bytes())
+    }
+}
+
+/// Prints the output of a command.
+pub fn print_bytes(output: &[u8]) -> anyhow::Result<()> {
+    match std::io::stdout().write_all(output) {
+        // The reader of the pipe has seen enough.
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        written => written.context("the command succeeded, but its output could not be written"),
     }
 }
 
@@ -46,41 +50,45 @@ pub fn table(header: &[&str], rows: &[Vec<String>]) -> String {
     text
 }
 
-/// A line of progress on the standard error, rewritten in place; nothing where that is not a
-/// terminal.
+/// Between redraws of the progress.
+const REDRAW: Duration = Duration::from_millis(120);
+
+/// A line of progress on the standard error, redrawn in place; nothing where that is no terminal.
 pub struct Progress {
-    shown: bool,
+    line: ProgressBar,
 }
 
 impl Progress {
     pub fn new() -> Self {
-        Self { shown: std::io::stderr().is_terminal() }
+        let line = ProgressBar::new_spinner();
+        if let Ok(style) = ProgressStyle::with_template("{spinner} {wide_msg} {elapsed}") {
+            line.set_style(style);
+        }
+        if !line.is_hidden() {
+            line.enable_steady_tick(REDRAW);
+        }
+        Self { line }
     }
 
     pub fn say(&self, text: &str) {
-        if self.shown {
-            eprint!("\r\x1b[K{text}");
-        }
+        self.line.set_message(text.to_owned());
     }
 
     /// A line that stays, wherever the standard error goes.
     pub fn note(&self, text: &str) {
-        let clear = if self.shown { "\r\x1b[K" } else { "" };
-        eprintln!("{clear}{text}");
+        self.line.suspend(|| eprintln!("{text}"));
     }
 }
 
 impl Drop for Progress {
     fn drop(&mut self) {
-        if self.shown {
-            eprint!("\r\x1b[K");
-        }
+        self.line.finish_and_clear();
     }
 }
 
 /// A point in time, to the second.
 pub fn when(at: Timestamp) -> String {
-    humantime::format_rfc3339_seconds(SystemTime::from(at)).to_string()
+    at.rfc3339()
 }
 
 /// A count with its noun.

@@ -1,8 +1,9 @@
 //! `serve`, `controller`, `node`: processes that run until they are stopped.
 
-use super::args::{ControllerArgs, NodeArgs, ReadyArgs, ServeArgs};
+use super::args::{AdminArgs, ControllerArgs, NodeArgs, ReadyArgs, ServeArgs};
 use super::exit::Wrong;
-use crate::app::{self, Config, NodeOptions, ServeOptions};
+use crate::admin::rest::Page;
+use crate::app::{self, AdminOptions, Config, Exposure, NodeOptions, ServeOptions};
 use crate::csi;
 use crate::mount::KernelMounter;
 use crate::nfs::Peers;
@@ -23,6 +24,20 @@ fn socket(text: &str) -> anyhow::Result<PathBuf> {
     csi::endpoint(text).map_err(|why| Wrong::new(Class::Invalid, why))
 }
 
+impl AdminArgs {
+    fn options(&self) -> Option<AdminOptions> {
+        if self.admin_listen.is_none() && self.admin_socket.is_none() {
+            return None;
+        }
+        Some(AdminOptions {
+            listen: self.admin_listen,
+            socket: self.admin_socket.clone(),
+            page: if self.web { Page::Served } else { Page::Absent },
+            exposure: if self.insecure_admin { Exposure::Anywhere } else { Exposure::Loopback },
+        })
+    }
+}
+
 pub fn serve(args: ServeArgs) -> anyhow::Result<()> {
     let config = args.pool.config()?;
     app::start_logging(&config.log, None)?;
@@ -34,6 +49,7 @@ pub fn serve(args: ServeArgs) -> anyhow::Result<()> {
         nfs_peers: if args.insecure_ports { Peers::Everybody } else { Peers::Privileged },
         peers: Peers::LoopbackReserved,
         health_listen: args.health_listen,
+        admin: args.admin.options(),
     };
     app::keep_private();
     app::run(async move {
@@ -46,15 +62,19 @@ pub fn controller(args: &ControllerArgs) -> anyhow::Result<()> {
     let config = Config::read(&args.config)?;
     app::start_logging(&config.log, None)?;
     let endpoint = socket(&args.csi_endpoint)?;
+    let admin = args.admin.options();
     app::keep_private();
     app::run(async move {
         let stop = app::stop_signal()?;
-        app::controller(config, &endpoint, args.health_listen, &ready, stop).await
+        app::controller(config, &endpoint, args.health_listen, admin, &ready, stop).await
     })
 }
 
 pub fn node(args: NodeArgs) -> anyhow::Result<()> {
-    let config = Config::read(&args.config)?;
+    let mut config = Config::read(&args.config)?;
+    if let (Some(channel), Some(address)) = (&mut config.channel, args.channel_address) {
+        channel.address = Some(address);
+    }
     app::start_logging(&config.log, None)?;
     let endpoint = socket(&args.csi_endpoint)?;
     let options = NodeOptions {

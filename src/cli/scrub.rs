@@ -2,13 +2,17 @@
 
 use super::args::ScrubArgs;
 use super::exit::{Interrupted, Wrong};
+use super::remote::Remote;
 use super::report::{Progress, plural};
+use super::target::{Opened, Target};
+use crate::admin::grpc::proto;
 use crate::app;
 use crate::control::{Damaged, Scrub, Scrubbed};
 use crate::types::ByteSize;
 use crate::types::Class;
 use anyhow::Context;
 use serde::Serialize;
+use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::io::ErrorKind;
 use std::path::Path;
@@ -21,12 +25,12 @@ const STATE_BYTES_MAX: u64 = 1 << 30;
 
 /// A [`Scrubbed`] without the fields that only a resumption needs.
 #[derive(Serialize)]
-struct Shown<'a> {
-    roots: &'a [String],
+struct Shown {
+    roots: Vec<String>,
     chunks: u64,
-    packs: usize,
+    packs: u64,
     bytes: u64,
-    damaged: &'a [Damaged],
+    damaged: Vec<Damaged>,
     more: u64,
 }
 
@@ -34,63 +38,12 @@ pub fn run(args: ScrubArgs) -> anyhow::Result<()> {
     app::start_logging(&Default::default(), Some("warn"))?;
     app::run(async move {
         args.state_file.as_deref().map_or(Ok(()), writable)?;
-        let opened = args.common.pool.open().await?;
-        let only = opened.only(args.dataset.as_deref()).await?;
-        let resumed = match &args.state_file {
-            Some(file) => load(file)?,
-            None => None,
-        };
-        let stop = app::stop_signal()?;
-        let rate = args.rate.map(|rate| rate.0);
-        let mut scrub = Scrub::new(&opened.pool, &opened.parts.volumes, rate, resumed)?;
-        let (progress, mut written) = (Progress::new(), Instant::now());
-        let each = |root: &str, found: &Scrubbed| {
-            progress.say(&format!(
-                "{root}: {} packs, {} read",
-                found.packs.len(),
-                ByteSize(found.bytes)
-            ));
-            if let Some(file) = &args.state_file
-                && written.elapsed() >= STATE_EVERY
-            {
-                written = Instant::now();
-                if let Err(error) = save(file, found) {
-                    tracing::warn!(
-                        %error,
-                        "the state file cannot be written: this scrub cannot be resumed"
-                    );
-                }
-            }
-        };
-        let ended = Box::pin(scrub.run(only, &stop, each)).await;
-        drop(progress);
-        match (ended, &args.state_file) {
-            (Ok(true), Some(file)) => remove(file)?,
-            (Ok(true), None) => {}
-            (failed, file) => {
-                if let Some(file) = file {
-                    save(file, scrub.found())?;
-                }
-                eprintln!("{} read so far", ByteSize(scrub.found().bytes));
-                failed?;
-                return Err(Interrupted::new(match file {
-                    Some(_) => "run it again with the same --state-file to resume",
-                    None => "without --state-file the next scrub starts over",
-                }));
-            }
-        }
-        let found = scrub.found();
-        let Scrubbed { roots, chunks, bytes, damaged, more, .. } = found;
-        let shown = Shown {
-            roots,
-            chunks: *chunks,
-            packs: found.packs.len(),
-            bytes: *bytes,
-            damaged,
-            more: *more,
+        let shown = match args.common.place.target().await? {
+            Target::Pool(opened) => Box::pin(scrub(&opened, &args)).await?,
+            Target::Server(remote) => through(&remote, &args).await?,
         };
         args.common.output.print(&shown, text)?;
-        if found.damaged.is_empty() {
+        if shown.damaged.is_empty() {
             Ok(())
         } else {
             Err(Wrong::new(
@@ -98,6 +51,125 @@ pub fn run(args: ScrubArgs) -> anyhow::Result<()> {
                 "data is damaged: restore the files that are listed".to_owned(),
             ))
         }
+    })
+}
+
+async fn scrub(opened: &Opened, args: &ScrubArgs) -> anyhow::Result<Shown> {
+    let only = opened.browser.only(args.dataset.as_deref()).await?;
+    let resumed = match &args.state_file {
+        Some(file) => load(file)?,
+        None => None,
+    };
+    let stop = app::stop_signal()?;
+    let rate = args.rate.map(|rate| rate.0);
+    let mut scrub = Scrub::new(&opened.pool, &opened.parts.volumes, rate, resumed)?;
+    let (progress, mut written) = (Progress::new(), Instant::now());
+    let each = |root: &str, found: &Scrubbed| {
+        progress.say(&format!(
+            "{root}: {} packs, {} read",
+            found.packs.len(),
+            ByteSize(found.bytes)
+        ));
+        if let Some(file) = &args.state_file
+            && written.elapsed() >= STATE_EVERY
+        {
+            written = Instant::now();
+            if let Err(error) = save(file, found) {
+                tracing::warn!(
+                    %error,
+                    "the state file cannot be written: this scrub cannot be resumed"
+                );
+            }
+        }
+    };
+    let ended = Box::pin(scrub.run(only, &stop, each)).await;
+    drop(progress);
+    match (ended, &args.state_file) {
+        (Ok(true), Some(file)) => remove(file)?,
+        (Ok(true), None) => {}
+        (failed, file) => {
+            if let Some(file) = file {
+                save(file, scrub.found())?;
+            }
+            eprintln!("{} read so far", ByteSize(scrub.found().bytes));
+            failed?;
+            return Err(Interrupted::new(match file {
+                Some(_) => "run it again with the same --state-file to resume",
+                None => STARTS_OVER,
+            }));
+        }
+    }
+    let found = scrub.found();
+    Ok(Shown {
+        roots: found.roots.clone(),
+        chunks: found.chunks,
+        packs: found.packs.len() as u64,
+        bytes: found.bytes,
+        damaged: found.damaged.clone(),
+        more: found.more,
+    })
+}
+
+const STARTS_OVER: &str = "without --state-file the next scrub starts over";
+
+/// Through a server, which is asked to stop when this command is.
+async fn through(remote: &Remote, args: &ScrubArgs) -> anyhow::Result<Shown> {
+    if args.state_file.is_some() {
+        let why = "--state-file: a server keeps no progress of a scrub; leave it out, or scrub the \
+                   pool itself with --pool URL";
+        return Err(Wrong::new(Class::Unsupported, why));
+    }
+    let stop = app::stop_signal()?;
+    let request = proto::ScrubRequest {
+        pool: remote.pool.clone(),
+        dataset: args.dataset.clone().unwrap_or_default(),
+        bytes_per_second: args.rate.map_or(0, |rate| rate.0),
+    };
+    let (progress, running) = (Progress::new(), Cell::new(None));
+    let each = |task: &proto::Task| {
+        running.set(Some((task.id, task.bytes)));
+        let read = ByteSize(task.bytes);
+        progress.say(&format!("{}: {} packs, {read} read", task.subject, task.objects));
+    };
+    let ended = tokio::select! {
+        biased;
+        () = stop.cancelled() => None,
+        ended = remote.client.scrub(request, each) => {
+            Some(ended.inspect_err(|_| progress.say(""))?)
+        }
+    };
+    drop(progress);
+    let Some(ended) = ended else {
+        if let Some((id, bytes)) = running.get() {
+            eprintln!("{} read so far", ByteSize(bytes));
+            remote.client.stop_task(id).await?;
+        }
+        return Err(Interrupted::new("the server was asked to stop; the next scrub starts over"));
+    };
+    let mut task = ended.unwrap_or_default();
+    let Some(found) = task.scrub.take() else {
+        return Err(match task.failed() {
+            Some((class, why)) => Wrong::new(class, why),
+            None => {
+                let why = "the server stopped the scrub before its end: run it again";
+                Wrong::new(Class::Unavailable, why)
+            }
+        });
+    };
+    let damaged = found.damage.into_iter().map(|damage| Damaged {
+        pack: damage.pack,
+        chunk: damage.chunk,
+        why: damage.reason,
+        file: damage.file,
+        offset: damage.offset,
+    });
+    Ok(Shown {
+        roots: found.roots,
+        chunks: found.chunks,
+        packs: task.objects,
+        bytes: task.bytes,
+        damaged: damaged.collect(),
+        more: found.more,
     })
 }
 
@@ -151,7 +223,7 @@ fn remove(file: &Path) -> anyhow::Result<()> {
 }
 
 /// Counts damaged chunks once, however many files and snapshots use them.
-fn damage(found: &Shown<'_>) -> String {
+fn damage(found: &Shown) -> String {
     let chunks: BTreeSet<_> =
         found.damaged.iter().map(|damaged| (&damaged.pack, &damaged.chunk)).collect();
     let least = if found.more > 0 { "at least " } else { "" };
@@ -159,7 +231,7 @@ fn damage(found: &Shown<'_>) -> String {
     format!("{least}{} damaged, in {places}", plural(chunks.len() as u64, "chunk"))
 }
 
-fn text(found: &Shown<'_>) -> String {
+fn text(found: &Shown) -> String {
     let mut text = format!(
         "{} datasets and snapshots, {} chunks in {} packs ({} read): {}\n",
         found.roots.len(),
@@ -168,7 +240,7 @@ fn text(found: &Shown<'_>) -> String {
         ByteSize(found.bytes),
         if found.damaged.is_empty() { "no damage".to_owned() } else { damage(found) }
     );
-    for damaged in found.damaged {
+    for damaged in &found.damaged {
         text += &format!(
             "{} at {}: chunk {} in pack {}: {}\n",
             damaged.file, damaged.offset, damaged.chunk, damaged.pack, damaged.why
@@ -191,8 +263,14 @@ mod tests {
             offset: 0,
         };
         let damaged = [at("a", "web:/x"), at("a", "web@cut:/x"), at("b", "web:/y")];
-        let shown =
-            |damaged, more| Shown { roots: &[], chunks: 3, packs: 1, bytes: 9, damaged, more };
+        let shown = |damaged: &[Damaged], more| Shown {
+            roots: vec![],
+            chunks: 3,
+            packs: 1,
+            bytes: 9,
+            damaged: damaged.to_vec(),
+            more,
+        };
         assert_eq!(damage(&shown(&damaged, 0)), "2 chunks damaged, in 3 places");
         assert_eq!(damage(&shown(&damaged[..1], 0)), "1 chunk damaged, in 1 place");
         assert_eq!(damage(&shown(&damaged, 7)), "at least 2 chunks damaged, in 10 places");

@@ -1,140 +1,139 @@
 //! `dataset snapshot`: snapshots, and the clones that are listed among them.
 
-use super::args::Common;
+use super::args::{Common, HoldArgs, Output};
 use super::exit::Wrong;
 use super::info::{self, SnapshotShown};
-use super::reserved;
-use super::target::{Opened, dataset_name, exists, snapshot_name};
-use crate::catalog::{Dataset, State};
-use crate::control::writable_name;
-use crate::types::{Class, SnapshotHandle, SnapshotName, VolumeHandle};
+use super::target::{Opened, Target};
+use crate::admin::ClientError;
+use crate::admin::grpc::proto;
+use crate::control::browse::{NewSnapshot, split_snapshot};
+use crate::types::{Class, SnapshotHandle};
 
-async fn source(opened: &Opened, dataset: &str) -> anyhow::Result<VolumeHandle> {
-    Ok(VolumeHandle { pool: opened.pool.id(), dataset: opened.dataset(dataset).await?.id() })
-}
-
-/// A caller wants a snapshot of the current state: an earlier one of that name is a conflict,
-/// unless it is still unfinished.
-async fn is_new(
-    opened: &Opened,
-    dataset: &str,
-    volume: VolumeHandle,
-    name: &SnapshotName,
-) -> anyhow::Result<()> {
-    if reserved::is_reserved(name) {
-        return Err(Wrong::new(
-            Class::Invalid,
-            format!(
-                "snapshot name {name}: names like check-… are reserved for `check`: choose another"
-            ),
-        ));
-    }
-    let snapshot = opened
-        .pool
-        .catalog
-        .snapshot(volume.dataset, name)
-        .await?
-        .map(|at| (at.record.state, at.record.created));
-    let writable = opened
-        .controller
-        .writable_snapshot(volume, name)
-        .await?
-        .map(|found| (found.dataset.state, found.dataset.created));
-    match snapshot.into_iter().chain(writable).find(|(state, _)| *state == State::Ready) {
-        Some((_, since)) => Err(exists(&format!("{dataset}@{name}"), since)),
-        None => Ok(()),
-    }
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    ReadOnly,
-    /// A clone that is listed among the snapshots.
-    Writable,
-}
+/// A name: of the dataset (the default one if omitted), and of the snapshot.
+type Name<'a> = (Option<&'a str>, &'a str);
 
 pub async fn make(
-    opened: &Opened,
-    dataset: &str,
-    name: SnapshotName,
-    kind: Kind,
-) -> anyhow::Result<SnapshotShown> {
-    let volume = source(opened, dataset).await?;
-    is_new(opened, dataset, volume, &name).await?;
-    let pool = &opened.pool;
-    match kind {
-        Kind::ReadOnly => {
-            let made = opened.controller.create_snapshot(volume, name).await?;
-            Ok(SnapshotShown::of(pool, dataset, &made.snapshot))
+    (dataset, name): Name<'_>,
+    kind: NewSnapshot,
+    common: &Common,
+) -> anyhow::Result<()> {
+    let on = common.place.target().await?;
+    let dataset = on.name_or_default(dataset).await?;
+    let made = match &on {
+        Target::Pool(opened) => {
+            let made = opened.browser.make_snapshot(&opened.controller, &dataset, name, kind);
+            SnapshotShown::of(&made.await?)
         }
-        Kind::Writable => {
-            let made = opened.controller.create_writable_snapshot(volume, &name).await?;
-            Ok(SnapshotShown::of_writable(pool, dataset, name.as_str(), &made.dataset))
+        Target::Server(remote) => {
+            let request = proto::CreateSnapshotRequest {
+                pool: remote.pool.clone(),
+                dataset,
+                snapshot: name.to_owned(),
+                writable: kind == NewSnapshot::Writable,
+            };
+            remote.client.create_snapshot(request).await?.into()
         }
-    }
+    };
+    print(common.output, &made)
 }
 
 /// A snapshot of either kind.
-pub async fn show(opened: &Opened, dataset: &str, name: &str) -> anyhow::Result<SnapshotShown> {
-    if let Some(source) = opened.pool.catalog.dataset(&dataset_name(dataset)?).await? {
-        let volume = VolumeHandle { pool: opened.pool.id(), dataset: source.record.id() };
-        if let Some(clone) =
-            opened.controller.writable_snapshot(volume, &snapshot_name(name)?).await?
-        {
-            return Ok(SnapshotShown::of_writable(&opened.pool, dataset, name, &clone.dataset));
+pub async fn show(dataset: &str, name: &str, common: &Common) -> anyhow::Result<()> {
+    let shown = match common.place.target().await? {
+        Target::Pool(opened) => {
+            SnapshotShown::of(&opened.browser.find_snapshot(dataset, name).await?)
         }
-    }
-    Ok(SnapshotShown::of(&opened.pool, dataset, &opened.snapshot(dataset, name).await?))
+        Target::Server(remote) => remote.client.snapshot(&remote.pool, dataset, name).await?.into(),
+    };
+    print(common.output, &shown)
+}
+
+pub fn print(output: Output, shown: &SnapshotShown) -> anyhow::Result<()> {
+    output.print(shown, |shown| info::snapshots(std::slice::from_ref(shown)))
 }
 
 pub async fn list(dataset: Option<&str>, common: &Common) -> anyhow::Result<()> {
-    let opened = common.pool.open().await?;
-    let datasets: Vec<Dataset> =
-        opened.pool.catalog.datasets().await?.into_iter().map(|at| at.record).collect();
-    let of = match dataset {
-        // A deleted dataset may still have snapshots.
-        Some(name) => match opened.pool.catalog.dataset(&dataset_name(name)?).await? {
-            Some(at) => Some(at.record.incarnation),
-            None => Some(opened.dataset(name).await?.incarnation),
-        },
-        None => None,
+    let mut shown: Vec<SnapshotShown> = match common.place.target().await? {
+        Target::Pool(opened) => {
+            let of = match dataset {
+                Some(name) => Some(opened.browser.dataset_or_deleted(name).await?),
+                None => None,
+            };
+            let found = opened.browser.snapshots(of.as_ref()).await?;
+            found.iter().map(SnapshotShown::of).collect()
+        }
+        Target::Server(remote) => {
+            let found = remote.client.snapshots(&remote.pool, dataset.unwrap_or_default()).await?;
+            found.into_iter().map(Into::into).collect()
+        }
     };
-    let name_of = |incarnation| {
-        let found = datasets.iter().find(|dataset| dataset.incarnation == incarnation);
-        found.map_or_else(|| format!("{incarnation}"), |dataset| dataset.name.to_string())
-    };
-    let records = opened.pool.catalog.snapshots(of).await?;
-    let live = records.iter().map(|at| &at.record).filter(|s| s.state != State::Dead && !s.implied);
-    let mut shown: Vec<SnapshotShown> =
-        live.map(|s| SnapshotShown::of(&opened.pool, &name_of(s.dataset.incarnation), s)).collect();
-    for source in datasets.iter().filter(|dataset| of.is_none_or(|of| of == dataset.incarnation)) {
-        let writable =
-            datasets.iter().filter_map(|clone| Some((writable_name(clone, source)?, clone)));
-        let pool = &opened.pool;
-        shown.extend(writable.map(|(name, clone)| {
-            SnapshotShown::of_writable(pool, source.name.as_str(), name, clone)
-        }));
-    }
     shown.sort_by(|a, b| (&a.dataset, &a.created, &a.name).cmp(&(&b.dataset, &b.created, &b.name)));
     common.output.print(&shown, |shown| info::snapshots(shown))
 }
 
-/// Deletes a snapshot. Returns whether it existed.
-pub async fn delete(opened: &Opened, dataset: &str, name: &SnapshotName) -> anyhow::Result<bool> {
-    let Some(of) = opened.pool.catalog.dataset(&dataset_name(dataset)?).await? else {
-        return Ok(false);
-    };
-    let volume = VolumeHandle { pool: opened.pool.id(), dataset: of.record.id() };
-    if let Some(at) = opened.pool.catalog.snapshot(volume.dataset, name).await? {
-        opened
-            .controller
-            .delete_snapshot(SnapshotHandle { pool: volume.pool, snapshot: at.record.id() })
-            .await?;
-        return Ok(true);
+pub async fn delete((dataset, name): Name<'_>, common: &Common) -> anyhow::Result<()> {
+    let on = common.place.target().await?;
+    let dataset = on.name_or_default(dataset).await?;
+    let full = format!("{dataset}@{name}");
+    match &on {
+        Target::Pool(opened) => {
+            if !opened.browser.delete_snapshot(&opened.controller, &dataset, name).await? {
+                let why = format!("snapshot {full} does not exist: nothing to delete");
+                return Err(Wrong::new(Class::NotFound, why));
+            }
+        }
+        Target::Server(remote) => {
+            remote.client.delete_snapshot(&remote.pool, &dataset, name).await?;
+        }
     }
-    let Some(writable) = opened.controller.writable_snapshot(volume, name).await? else {
-        return Ok(false);
+    common.output.print(&serde_json::json!({ "deleted": full }), |_| {
+        format!(
+            "deleted snapshot {full}; a running controller, or `zerofs-csi gc`, frees its space\n"
+        )
+    })
+}
+
+/// The change of a hold: it is set or released.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum HoldChange {
+    Add,
+    Release,
+}
+
+pub async fn hold(args: HoldArgs, change: HoldChange) -> anyhow::Result<()> {
+    let Some((dataset, name)) = split_snapshot(&args.snapshot) else {
+        let why = format!("{:?} is no snapshot: name it as DATASET@SNAPSHOT", args.snapshot);
+        return Err(Wrong::new(Class::Invalid, why));
     };
-    opened.controller.delete_volume(writable.handle).await?;
-    Ok(true)
+    let holds = match args.common.place.target().await? {
+        Target::Pool(opened) => changed(&opened, (dataset, name), &args.tag, change).await?,
+        Target::Server(remote) => {
+            let (client, pool) = (&remote.client, remote.pool.as_str());
+            let changed: Result<proto::Snapshot, ClientError> = match change {
+                HoldChange::Add => client.hold(pool, dataset, name, &args.tag).await,
+                HoldChange::Release => client.release(pool, dataset, name, &args.tag).await,
+            };
+            changed?.holds
+        }
+    };
+    let report = serde_json::json!({ "snapshot": args.snapshot, "holds": holds });
+    args.common.output.print(&report, |_| match holds.as_slice() {
+        [] => format!("snapshot {} is not held\n", args.snapshot),
+        holds => format!("snapshot {} is held: {}\n", args.snapshot, holds.join(", ")),
+    })
+}
+
+async fn changed(
+    opened: &Opened,
+    (dataset, name): (&str, &str),
+    tag: &str,
+    change: HoldChange,
+) -> anyhow::Result<Vec<String>> {
+    let snapshot = opened.browser.snapshot(dataset, name).await?;
+    let handle = SnapshotHandle { pool: opened.pool.id(), snapshot: snapshot.id() };
+    let held = match change {
+        HoldChange::Add => opened.controller.hold_snapshot(handle, tag).await?,
+        HoldChange::Release => opened.controller.unhold_snapshot(handle, tag).await?,
+    };
+    Ok(held.snapshot.holds.iter().cloned().collect())
 }

@@ -41,7 +41,7 @@ pub enum ControlError {
     Fs(#[from] FsError),
     #[error(transparent)]
     Restore(#[from] RestoreError),
-    /// The answer of another process.
+    /// An answer with a text of its own: that of another process, or of a search by name.
     #[error("{why}")]
     Refused { class: Class, why: String },
     #[error(transparent)]

@@ -11,6 +11,8 @@
 //! A crash leaves intents, which a retry finishes, and tombstones, which any collector
 //! finishes. It never leaves an effect without a record.
 
+pub mod browse;
+pub mod channel;
 pub mod cluster;
 mod collect;
 mod controller;
@@ -20,12 +22,14 @@ mod locks;
 pub mod node;
 mod owner;
 mod pace;
+pub mod policy;
 mod pools;
 mod roots;
 mod scrub;
 pub mod secrets;
 mod space;
 pub mod takeover;
+mod tasks;
 pub mod unlock;
 
 pub use collect::{
@@ -33,12 +37,16 @@ pub use collect::{
     RewriteThreshold, StrayCheckpoint, StrayDatabase,
 };
 pub use controller::{
-    Controller, Journal, NewVolume, SIZE_DEFAULT, SIZE_MAX, SIZE_MIN, SnapshotInfo, Source,
-    VolumeInfo, writable_name,
+    Controller, GroupInfo, Journal, NewVolume, PropertyChanges, SIZE_DEFAULT, SIZE_MAX, SIZE_MIN,
+    SnapshotInfo, Source, VolumeInfo, writable_name,
 };
 pub use damage_report::report_damage;
 pub use error::ControlError;
-pub use owner::{RestoreInPlace, TreePath, serve_mailbox};
+pub use owner::{
+    Carriers, DialOwner, OwnerChannel, Replaced, RequestServer, RequestStream, RestoreInPlace,
+    TreePath,
+};
 pub use pools::{Pool, Pools};
 pub use scrub::{Damaged, Scrub, Scrubbed};
 pub use space::{Accuracy, Space, SpaceOf, space};
+pub use tasks::{RunningTask, ScrubReport, TASKS_KEPT, Task, TaskKind, TaskOutcome, Tasks};

@@ -5,6 +5,8 @@
 //! - **unique**: stored bytes that nothing else refers to, which its deletion frees. Counted by
 //!   packs this is an estimate, too low where a pack is shared; counted by chunks it is exact,
 //!   except for rows inside databases.
+//! - **stored**: stored bytes of all that it refers to, shared or not. Counted by packs it is too
+//!   high where a pack holds other data as well.
 //!
 //! An estimate reads a row for each pack; exact figures read every extent of the family, and
 //! remember each chunk.
@@ -36,7 +38,10 @@ pub struct SpaceOf {
     /// Known only where every inode was read.
     pub logical_bytes: Option<u64>,
     pub unique_bytes: u64,
-    /// Set when `unique_bytes` is an estimate.
+    /// Stored bytes of the data that it refers to, with what others refer to as well. An estimate
+    /// is the size of the packs that it uses, too high where these hold other data.
+    pub stored_bytes: u64,
+    /// Set when `unique_bytes` and `stored_bytes` are estimates.
     pub estimated: bool,
 }
 
@@ -56,7 +61,7 @@ pub struct Space {
 }
 
 /// The accuracy of the figures.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Accuracy {
     Estimate,
     Exact,
@@ -69,6 +74,8 @@ struct Chunk {
     stored: u32,
     raw: u32,
     in_head: bool,
+    /// The root that counted it last, each of which counts it once.
+    counted: Option<u32>,
 }
 
 /// Keyed by location: equal data that was stored twice takes twice the space.
@@ -154,14 +161,17 @@ async fn by_packs(
         let name = root.name.clone();
         root.close().await?;
         let (referenced_bytes, usage) = read?;
+        let mut stored_bytes = 0;
         for (pack, _) in usage {
             used.entry(pack).and_modify(|(_, shared)| *shared = true).or_insert((n, false));
+            stored_bytes += sizes.get(&pack).copied().unwrap_or(0);
         }
         of.push(Some(SpaceOf {
             name,
             referenced_bytes,
             logical_bytes: None,
             unique_bytes: 0,
+            stored_bytes,
             estimated: true,
         }));
     }
@@ -188,23 +198,22 @@ async fn by_chunks(
         let n = u32::try_from(n).unwrap_or(u32::MAX);
         let read = read_chunks(&root, n, source.is_head(), &mut chunks).await;
         let measured = match read {
-            Ok(referred) => {
-                async {
-                    Ok((referred, referenced(root.rows()).await?, logical(root.rows()).await?))
-                }
-                .await
+            Ok(used) => {
+                async { Ok((used, referenced(root.rows()).await?, logical(root.rows()).await?)) }
+                    .await
             }
             Err(error) => Err(error),
         };
         let name = root.name.clone();
         root.close().await?;
-        let (referred, referenced_bytes, logical) = measured?;
-        sums.referred += if source.is_head() { referred } else { 0 };
+        let (used, referenced_bytes, logical) = measured?;
+        sums.referred += if source.is_head() { used.referred } else { 0 };
         of.push(Some(SpaceOf {
             name,
             referenced_bytes,
             logical_bytes: Some(logical),
             unique_bytes: 0,
+            stored_bytes: used.stored,
             estimated: false,
         }));
     }
@@ -220,28 +229,39 @@ async fn by_chunks(
     Ok(of)
 }
 
-/// Bytes of chunks that the root's records show.
+/// Bytes of the chunks of one root.
+#[derive(Default)]
+struct Used {
+    /// That its records show.
+    referred: u64,
+    stored: u64,
+}
+
 async fn read_chunks(
     root: &Root,
     n: u32,
     in_head: bool,
     chunks: &mut Chunks,
-) -> Result<u64, ControlError> {
-    let mut referred = 0;
+) -> Result<Used, ControlError> {
+    let mut used = Used::default();
     let mut pages = root.rows().pages(Bytes::from_static(b"X"), Bytes::from_static(b"Y"));
     while let Some(rows) = pages.next().await? {
         let records =
             rows.iter().map(|(_, row)| Extent::decode(row)).collect::<Result<Vec<_>, _>>()?;
         for segment in records.into_iter().flat_map(|record| record.segments) {
             let row::Source::Chunk { chunk, .. } = segment.source else { continue };
-            referred += u64::from(segment.len);
+            used.referred += u64::from(segment.len);
             let known = chunks.entry((chunk.pack, chunk.offset)).or_insert(Chunk {
                 root: n,
                 shared: false,
                 stored: chunk.stored_len,
                 raw: chunk.raw_len,
                 in_head,
+                counted: None,
             });
+            if known.counted.replace(n) != Some(n) {
+                used.stored += u64::from(known.stored);
+            }
             known.shared |= known.root != n;
             known.in_head |= in_head;
         }
@@ -251,7 +271,7 @@ async fn read_chunks(
             return Err(ControlError::Exhausted(why.to_owned()));
         }
     }
-    Ok(referred)
+    Ok(used)
 }
 
 async fn referenced(reader: &Reader) -> Result<u64, FsError> {

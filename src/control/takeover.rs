@@ -11,7 +11,7 @@
 //!
 //! A caller that is dropped leaves a request, which the owner answers and the collector removes.
 
-use super::owner::{OwnerRequest, ask_owner};
+use super::owner::{Carriers, OwnerRequest};
 use super::{ControlError, Pool};
 use crate::catalog::Owner;
 use crate::types::{Class, Classify, DatasetId};
@@ -39,6 +39,7 @@ const ASK_LIMIT: Duration = Duration::from_secs(30);
 pub async fn open(
     pool: &Pool,
     volumes: &Volumes,
+    carriers: &Carriers,
     id: DatasetId,
     patience: Duration,
 ) -> Result<Attached, ControlError> {
@@ -60,7 +61,7 @@ pub async fn open(
         if now >= deadline {
             return Err(wait.refused(&dataset, &owner, patience));
         }
-        expired = wait.step(&dataset, &owner, deadline).await?;
+        expired = wait.step(carriers, &dataset, &owner, deadline).await?;
     }
 }
 
@@ -96,6 +97,7 @@ impl<'a> Wait<'a> {
     /// stopped.
     async fn step(
         &mut self,
+        carriers: &'a Carriers,
         dataset: &str,
         owner: &Owner,
         deadline: Instant,
@@ -118,7 +120,8 @@ impl<'a> Wait<'a> {
                 (self.pool, self.id, dataset.to_owned(), owner.clone());
             let ask = async move {
                 let request = OwnerRequest::HandOver { claim: owner.claim };
-                ask_owner(pool, id, &dataset, &owner, &request, ASK_LIMIT).await.map(drop)
+                let about = (id, dataset.as_str());
+                carriers.ask_owner(pool, about, &owner, &request, ASK_LIMIT).await.map(drop)
             };
             self.asking = Some(ask.boxed());
         }

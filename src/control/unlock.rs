@@ -3,9 +3,12 @@
 //! A restarted node plugin is sent no stage secrets again (R29): it stores those that opened a pool
 //! in its run folder, which must be in memory, never on a disk, readable by its own user alone. A
 //! controller stores none: the pool waits for the next request.
+//!
+//! Secrets that are new replace those of the open pool, once they were seen to work.
 
 use super::secrets::{PoolOf, RequestSecrets, Unlock};
 use super::{ControlError, Pool, Pools};
+use crate::bucket::Credentials;
 use crate::types::Class;
 use futures::future::BoxFuture;
 use parking_lot::Mutex;
@@ -27,6 +30,9 @@ pub trait OpenPool: Send + Sync {
     fn open<'a>(&'a self, secrets: &'a RequestSecrets) -> BoxFuture<'a, Result<Pool, PoolRefused>>;
 }
 
+/// Options of a store, by name.
+type Options = BTreeMap<String, String>;
+
 /// Configured pools that take their secrets from requests, by name.
 pub type PoolOpeners = BTreeMap<String, Box<dyn OpenPool>>;
 
@@ -42,6 +48,8 @@ pub struct Unlocker {
     run_dir: Option<RunDir>,
     /// Digests of secrets that have opened a pool, the newest last.
     known: Mutex<BTreeMap<String, VecDeque<[u8; 32]>>>,
+    /// The options, but for the credentials, with which a pool was opened: where its store is.
+    places: Mutex<BTreeMap<String, Options>>,
 }
 
 impl Unlocker {
@@ -60,7 +68,8 @@ impl Unlocker {
             Some(path) => Some(RunDir::open(path)?),
             None => None,
         };
-        let unlocker = Self { pools, openers, default, run_dir, known: Mutex::default() };
+        let (known, places) = Default::default();
+        let unlocker = Self { pools, openers, default, run_dir, known, places };
         for name in unlocker.openers.keys() {
             unlocker.pools.not_yet(
                 name,
@@ -114,8 +123,9 @@ impl Unlocker {
                  a Secret in the class's parameters csi.storage.k8s.io/…-secret-name"
             )));
         }
-        let open = self.pools.get(Some(name)).is_ok();
-        if open
+        // Known ones are tried again when the store refuses those in use.
+        let is_well = |pool: &Pool| pool.catalog.bucket().refusal().is_none();
+        if self.pools.get(Some(name)).is_ok_and(is_well)
             && self.known.lock().get(name).is_some_and(|known| known.contains(&secrets.digest()))
         {
             return Ok(());
@@ -129,7 +139,9 @@ impl Unlocker {
             return Err(ControlError::Internal(format!("pool {name} has no configuration")));
         };
         let pool = opener.open(secrets).await.map_err(|refused| refusal(name, &refused))?;
-        self.accept(pool)?;
+        if self.accept(pool, place(secrets)).await? == Accepted::NotInUse {
+            return Ok(());
+        }
         if let Some(dir) = &self.run_dir
             && let Err(error) = dir.write(name, secrets)
         {
@@ -142,6 +154,7 @@ impl Unlocker {
         }
         let mut known = self.known.lock();
         let digests = known.entry(name.to_owned()).or_default();
+        digests.retain(|digest| *digest != secrets.digest());
         if digests.len() >= KNOWN_MAX {
             digests.pop_front();
         }
@@ -149,22 +162,61 @@ impl Unlocker {
         Ok(())
     }
 
-    fn accept(&self, pool: Pool) -> Result<(), ControlError> {
+    /// Makes a pool available; of one that is in use the credentials are replaced, which may be
+    /// about to expire.
+    async fn accept(&self, pool: Pool, place: Options) -> Result<Accepted, ControlError> {
         let name = pool.name.clone();
         if let Ok(open) = self.pools.get(Some(&name)) {
-            return if open.id() == pool.id() {
-                Ok(())
-            } else {
-                Err(ControlError::Precondition(format!(
+            if open.id() != pool.id() {
+                return Err(ControlError::Precondition(format!(
                     "pool {name} was replaced since it was opened: restart the driver"
-                )))
-            };
+                )));
+            }
+            // A request must not lead the volumes of others to another store.
+            if self.places.lock().get(&name).is_some_and(|now| *now != place) {
+                tracing::warn!(
+                    pool = name,
+                    "the secrets of a request name another endpoint, region or other option of \
+                     the store than those in use; the pool's volumes keep theirs"
+                );
+                return Ok(Accepted::NotInUse);
+            }
+            return Ok(match open.catalog.take_credentials_of(pool.catalog.bucket()).await {
+                Ok(()) => Accepted::InUse,
+                Err(error) => {
+                    tracing::warn!(
+                        pool = name,
+                        %error,
+                        "the credentials of a request read the pool, but cannot write to it; its \
+                         volumes keep those that they have"
+                    );
+                    Accepted::NotInUse
+                }
+            });
         }
-        self.pools.opened(pool).or_else(|error| {
+        match self.pools.opened(pool) {
+            Ok(()) => {
+                self.places.lock().insert(name, place);
+                Ok(Accepted::InUse)
+            }
             // Another request was faster.
-            if self.pools.get(Some(&name)).is_ok() { Ok(()) } else { Err(error) }
-        })
+            Err(_) if self.pools.get(Some(&name)).is_ok() => Ok(Accepted::NotInUse),
+            Err(error) => Err(error),
+        }
     }
+}
+
+/// Whether secrets that open a pool are used for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Accepted {
+    InUse,
+    NotInUse,
+}
+
+/// The options of secrets that are no credentials.
+fn place(secrets: &RequestSecrets) -> Options {
+    let of_place = secrets.options().filter(|(name, _)| !Credentials::is_secret(name));
+    of_place.map(|(name, value)| (name.to_ascii_lowercase(), value.to_owned())).collect()
 }
 
 impl Unlock for Unlocker {
@@ -245,7 +297,7 @@ const TMPFS_MAGIC: u64 = 0x0102_1994;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bucket::{Bucket, Credentials, Folder, Limits};
+    use crate::bucket::{Bucket, Folder, Limits};
     use crate::catalog::{Catalog, CatalogError, Secret};
     use crate::types::Classify;
     use std::os::unix::fs::PermissionsExt;

@@ -18,6 +18,8 @@ const CAPABILITIES_MAX: usize = 64;
 pub(super) struct Capability {
     pub mode: Mode,
     pub options: Vec<String>,
+    /// The group that the files are to be presented with (Kubernetes' `fsGroup`).
+    pub group: Option<u32>,
 }
 
 impl Capability {
@@ -73,12 +75,26 @@ fn check(capability: &VolumeCapability) -> Result<Capability, RequestError> {
         return Err(invalid(format!("mount options are longer than {FLAG_BYTES_MAX} bytes")));
     }
     mount::check_options(&volume.mount_flags).map_err(|error| invalid(error.to_string()))?;
+    let group = group(&volume.volume_mount_group)?;
     let mode = capability.access_mode.as_ref().map_or(0, |mode| mode.mode);
     match Mode::try_from(mode) {
         Ok(Mode::Unknown) | Err(_) => {
             Err(invalid(format!("access mode {mode} is unknown or missing")))
         }
-        Ok(mode) => Ok(Capability { mode, options: volume.mount_flags.clone() }),
+        Ok(mode) => Ok(Capability { mode, options: volume.mount_flags.clone(), group }),
+    }
+}
+
+/// A group as kubelet writes it: its number.
+fn group(text: &str) -> Result<Option<u32>, RequestError> {
+    match text.parse() {
+        _ if text.is_empty() => Ok(None),
+        // -1 leaves a file's group as it is.
+        Ok(gid) if gid != u32::MAX => Ok(Some(gid)),
+        _ => {
+            let given: String = text.chars().take(40).collect();
+            Err(invalid(format!("volume_mount_group {given:?} is not a group's number")))
+        }
     }
 }
 

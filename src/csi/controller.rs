@@ -2,6 +2,8 @@
 
 use super::capability::{self, Capability};
 use super::capacity::{signed, wanted};
+use super::convert::{required, snapshot, snapshot_id, volume_id};
+use super::group::GroupControllerService;
 use super::proto::v1::controller_server::Controller as ControllerApi;
 use super::proto::v1::volume_content_source::{SnapshotSource, Type as SourceType, VolumeSource};
 use super::proto::v1::*;
@@ -15,8 +17,8 @@ use controller_service_capability::rpc::Type as Rpc;
 use std::sync::Arc;
 use tonic::{Request, Response, Status};
 
-/// The capabilities of this service. Not VOLUME_CONDITION: version 1.13 removes it.
-const CAPABILITIES: [Rpc; 10] = [
+/// The capabilities of this service. Not the health of volumes: their nodes tell it.
+const CAPABILITIES: [Rpc; 11] = [
     Rpc::CreateDeleteVolume,
     Rpc::ListVolumes,
     Rpc::GetCapacity,
@@ -27,7 +29,12 @@ const CAPABILITIES: [Rpc; 10] = [
     Rpc::GetVolume,
     Rpc::SingleNodeMultiWriter,
     Rpc::GetSnapshot,
+    Rpc::ModifyVolume,
 ];
+
+/// Only the process that has a volume open knows whether it is well.
+const HEALTH_ELSEWHERE: &str =
+    "the controller does not know the health of volumes: ask the node plugin of their node";
 
 pub struct ControllerService {
     controller: Arc<Controller>,
@@ -40,29 +47,17 @@ impl ControllerService {
         Self { controller, unlock }
     }
 
+    /// The GroupController service of the same controller.
+    pub(super) fn groups(&self) -> GroupControllerService {
+        GroupControllerService::new(self.controller.clone(), self.unlock.clone())
+    }
+
     /// The volume of an id, which must be given; a foreign one does not exist.
     async fn known(&self, call: &'static str, id: &str) -> Result<VolumeInfo, Status> {
         let handle = volume_id(id)?;
         let controller = self.controller.clone();
         run(call, handle.to_string(), async move { controller.volume(handle).await }).await
     }
-}
-
-fn required<'a>(field: &str, value: &'a str) -> Result<&'a str, RequestError> {
-    if value.is_empty() { Err(invalid(format!("{field} is missing"))) } else { Ok(value) }
-}
-
-/// An id that is none of ours names a volume that does not exist.
-pub(super) fn volume_id(id: &str) -> Result<VolumeHandle, RequestError> {
-    required("volume_id", id)?
-        .parse()
-        .map_err(|error| RequestError::NotFound(format!("{error}: no such volume")))
-}
-
-fn snapshot_id(id: &str) -> Result<SnapshotHandle, RequestError> {
-    required("snapshot_id", id)?
-        .parse()
-        .map_err(|error| RequestError::NotFound(format!("{error}: no such snapshot")))
 }
 
 fn source(from: Option<&VolumeContentSource>) -> Result<Option<Source>, RequestError> {
@@ -84,11 +79,9 @@ fn new_volume(request: &CreateVolumeRequest) -> Result<(Option<String>, NewVolum
         .parse()
         .map_err(|error| invalid(format!("name: {error}")))?;
     let capabilities = capability::all(&request.volume_capabilities)?;
-    if !request.mutable_parameters.is_empty() {
-        return Err(invalid("mutable_parameters: VolumeAttributesClass is not supported"));
-    }
     let size = wanted(request.capacity_range.as_ref())?;
-    let parameters = parameters::parse(&request.parameters)?;
+    let mut parameters = parameters::parse(&request.parameters)?;
+    parameters::changes(&request.mutable_parameters)?.apply_to(&mut parameters.properties);
     let source = source(request.volume_content_source.as_ref())?;
     // Without a writer the volume can be the snapshot itself, on any number of nodes.
     let reads = capabilities.iter().all(Capability::reads_only)
@@ -124,24 +117,6 @@ fn origin(info: &VolumeInfo) -> Option<VolumeContentSource> {
     Some(VolumeContentSource {
         r#type: Some(SourceType::Snapshot(SnapshotSource { snapshot_id: snapshot.to_string() })),
     })
-}
-
-fn snapshot(info: &SnapshotInfo) -> Snapshot {
-    let record = &info.snapshot;
-    let of = VolumeHandle { pool: info.handle.pool, dataset: record.dataset };
-    let at = record.created;
-    Snapshot {
-        // The least size of a volume made from it: the quota at that time.
-        size_bytes: record.size.map_or(0, signed),
-        snapshot_id: info.handle.to_string(),
-        source_volume_id: of.to_string(),
-        creation_time: Some(prost_types::Timestamp {
-            seconds: at.secs(),
-            nanos: i32::try_from(at.subsec_nanos()).unwrap_or_default(),
-        }),
-        ready_to_use: record.state == crate::catalog::State::Ready,
-        group_snapshot_id: String::new(),
-    }
 }
 
 #[tonic::async_trait]
@@ -381,21 +356,42 @@ impl ControllerApi for ControllerService {
     ) -> Result<Response<ControllerGetVolumeResponse>, Status> {
         let info = self.known("ControllerGetVolume", &request.into_inner().volume_id).await?;
         let owner = info.dataset.owner.iter().map(|owner| owner.node.clone()).collect();
-        let status = controller_get_volume_response::VolumeStatus {
-            published_node_ids: owner,
-            volume_condition: None,
-        };
+        let status = controller_get_volume_response::VolumeStatus { published_node_ids: owner };
         ok(ControllerGetVolumeResponse {
             volume: Some(volume(&info, origin(&info))),
             status: Some(status),
         })
     }
 
+    async fn controller_list_volume_health(
+        &self,
+        _: Request<ControllerListVolumeHealthRequest>,
+    ) -> Result<Response<ControllerListVolumeHealthResponse>, Status> {
+        Err(Status::unimplemented(HEALTH_ELSEWHERE))
+    }
+
+    async fn controller_get_volume_health(
+        &self,
+        _: Request<ControllerGetVolumeHealthRequest>,
+    ) -> Result<Response<ControllerGetVolumeHealthResponse>, Status> {
+        Err(Status::unimplemented(HEALTH_ELSEWHERE))
+    }
+
     async fn controller_modify_volume(
         &self,
-        _: Request<ControllerModifyVolumeRequest>,
+        request: Request<ControllerModifyVolumeRequest>,
     ) -> Result<Response<ControllerModifyVolumeResponse>, Status> {
-        Err(Status::unimplemented("VolumeAttributesClass is not supported"))
+        let ControllerModifyVolumeRequest { volume_id: id, secrets, mutable_parameters } =
+            request.into_inner();
+        let volume = volume_id(&id)?;
+        let changes = parameters::changes(&mutable_parameters)?;
+        unlocked(&*self.unlock, "ControllerModifyVolume", PoolOf::Id(volume.pool), secrets).await?;
+        let controller = self.controller.clone();
+        run("ControllerModifyVolume", volume.to_string(), async move {
+            controller.set_properties(volume, changes).await
+        })
+        .await?;
+        ok(ControllerModifyVolumeResponse {})
     }
 }
 

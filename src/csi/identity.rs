@@ -40,7 +40,10 @@ impl Identity for IdentityService {
         use plugin_capability::{Service, Type, VolumeExpansion};
         let mut types = Vec::new();
         if self.with_controller {
-            types.push(Type::Service(Service { r#type: service::Type::ControllerService.into() }));
+            for service in [service::Type::ControllerService, service::Type::GroupControllerService]
+            {
+                types.push(Type::Service(Service { r#type: service.into() }));
+            }
         }
         types.push(Type::VolumeExpansion(VolumeExpansion {
             r#type: volume_expansion::Type::Online.into(),

@@ -14,6 +14,8 @@
 mod capability;
 mod capacity;
 mod controller;
+mod convert;
+mod group;
 mod identity;
 mod node;
 mod page;
@@ -21,15 +23,14 @@ mod parameters;
 pub mod proto;
 mod registration;
 mod server;
-mod socket;
 mod status;
 
+pub use crate::rpc::Living;
 pub use controller::ControllerService;
 pub use identity::{IdentityService, IsReady};
 pub use node::{NodeInfo, NodeService};
 pub use registration::{Registering, Registrar, RegistrationSocket, RegistrationState};
 pub use server::{CsiServices, endpoint, serve};
-pub use socket::Living;
 
 /// The driver's name, unless the configuration says otherwise.
 pub const DRIVER: &str = "zerofs.csi.dev";

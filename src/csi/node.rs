@@ -1,13 +1,15 @@
 //! The Node service: translates, never decides.
 
-use super::capability;
+use super::capability::{self, Capability};
 use super::capacity::{signed, wanted};
-use super::controller::volume_id;
+use super::convert::volume_id;
 use super::proto::v1::node_server::Node as NodeApi;
 use super::proto::v1::volume_usage::Unit;
 use super::proto::v1::*;
 use super::status::{RequestError, invalid, ok, run, unlocked};
-use crate::control::node::{Access, Endpoints, NodeAgent, Publish, Sharing, Stage};
+use crate::control::node::{
+    Access, Endpoints, NodeAgent, Publish, Sharing, Stage, StorageCondition, VolumeCondition,
+};
 use crate::control::secrets::{PoolOf, Unlock};
 use crate::mount::Mounter;
 use crate::types::VolumeHandle;
@@ -16,9 +18,16 @@ use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 use tonic::{Request, Response, Status};
 
-/// The capabilities of this service. Not VOLUME_CONDITION: version 1.13 removes it.
-const CAPABILITIES: [Rpc; 4] =
-    [Rpc::StageUnstageVolume, Rpc::GetVolumeStats, Rpc::ExpandVolume, Rpc::SingleNodeMultiWriter];
+/// The capabilities of this service.
+const CAPABILITIES: [Rpc; 7] = [
+    Rpc::StageUnstageVolume,
+    Rpc::GetVolumeStats,
+    Rpc::ExpandVolume,
+    Rpc::SingleNodeMultiWriter,
+    Rpc::VolumeMountGroup,
+    Rpc::GetVolumeHealth,
+    Rpc::GetStorageHealth,
+];
 /// Linux's PATH_MAX.
 const PATH_BYTES_MAX: usize = 4096;
 
@@ -76,6 +85,7 @@ fn stage(request: &NodeStageVolumeRequest) -> Result<Stage, RequestError> {
         target,
         access,
         options: capability.options,
+        group: capability.group,
     })
 }
 
@@ -94,7 +104,8 @@ fn publish(request: &NodePublishVolumeRequest) -> Result<Publish, RequestError> 
     let access = if read_only { Access::ReadOnly } else { Access::ReadWrite };
     let sharing =
         if capability.single_target() { Sharing::OneTarget } else { Sharing::ManyTargets };
-    Ok(Publish { volume, staging, target, access, options: capability.options, sharing })
+    let Capability { options, group, .. } = capability;
+    Ok(Publish { volume, staging, target, access, options, group, sharing })
 }
 
 fn required_id(id: &str) -> Result<(), RequestError> {
@@ -126,6 +137,38 @@ fn usage(unit: Unit, total: u64, free: u64) -> VolumeUsage {
         total: signed(total),
         used: signed(total.saturating_sub(free)),
         unit: unit.into(),
+    }
+}
+
+fn volume_entry(condition: &VolumeCondition) -> volume_health::VolumeHealthEntry {
+    use VolumeHealthErrorType::{DataLoss, Degraded, Inaccessible};
+    let (status, reason) = match condition {
+        VolumeCondition::Reopening => (Inaccessible, "Reopening"),
+        VolumeCondition::Lost => (Inaccessible, "OwnershipLost"),
+        VolumeCondition::Damaged(_) => (DataLoss, "DatabaseDamaged"),
+        VolumeCondition::StoreRefuses(_) => (Degraded, "StoreRefusesWrites"),
+    };
+    volume_health::VolumeHealthEntry {
+        status: status.into(),
+        reason: reason.to_owned(),
+        message: condition.to_string(),
+    }
+}
+
+fn backend_entry(
+    condition: &StorageCondition,
+) -> node_get_storage_health_response::StorageBackendHealth {
+    use StorageHealthErrorType::{StorageDegraded, StorageUnreachable};
+    let (status, reason) = match condition {
+        StorageCondition::NotOpen(_) => (StorageUnreachable, "PoolNotOpen"),
+        StorageCondition::Refuses(_) => (StorageDegraded, "StoreRefusesWrites"),
+    };
+    node_get_storage_health_response::StorageBackendHealth {
+        status: status.into(),
+        reason: reason.to_owned(),
+        message: condition.to_string(),
+        // Volumes of every capability are affected.
+        volume_capability: None,
     }
 }
 
@@ -203,7 +246,36 @@ impl<M: Mounter, E: Endpoints> NodeApi for NodeService<M, E> {
             .await?;
         let bytes = usage(Unit::Bytes, stat.total_bytes, stat.free_bytes);
         let inodes = usage(Unit::Inodes, stat.total_inodes, stat.free_inodes);
-        ok(NodeGetVolumeStatsResponse { usage: vec![bytes, inodes], volume_condition: None })
+        ok(NodeGetVolumeStatsResponse { usage: vec![bytes, inodes] })
+    }
+
+    async fn node_get_volume_health(
+        &self,
+        request: Request<NodeGetVolumeHealthRequest>,
+    ) -> Result<Response<NodeGetVolumeHealthResponse>, Status> {
+        let request = request.into_inner();
+        required_id(&request.volume_id)?;
+        for (field, value) in [
+            ("volume_publish_path", &request.volume_publish_path),
+            ("staging_target_path", &request.staging_target_path),
+        ] {
+            if !value.is_empty() {
+                path(field, value)?;
+            }
+        }
+        let volume = volume_id(&request.volume_id)?;
+        let conditions = self.agent.health(volume).map_err(|error| crate::rpc::status(&error))?;
+        let health_statuses = conditions.iter().map(volume_entry).collect();
+        let volume_health = Some(VolumeHealth { volume_id: request.volume_id, health_statuses });
+        ok(NodeGetVolumeHealthResponse { volume_health })
+    }
+
+    async fn node_get_storage_health(
+        &self,
+        _: Request<NodeGetStorageHealthRequest>,
+    ) -> Result<Response<NodeGetStorageHealthResponse>, Status> {
+        let backend_health = self.agent.storage_health().iter().map(backend_entry).collect();
+        ok(NodeGetStorageHealthResponse { backend_health })
     }
 
     async fn node_expand_volume(

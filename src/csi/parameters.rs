@@ -4,6 +4,7 @@
 use super::status::{RequestError, invalid};
 use crate::catalog::{Properties, Snapdir};
 use crate::chunk::Codec;
+use crate::control::PropertyChanges;
 use crate::types::{ByteSize, SyncMode, is_owner};
 use std::collections::{BTreeMap, HashMap};
 
@@ -80,6 +81,36 @@ pub(super) fn parse(parameters: &HashMap<String, String>) -> Result<Parameters, 
         }
     }
     Ok(Parameters { pool, properties, given })
+}
+
+/// The parameters of a VolumeAttributesClass: properties that may change while a volume is in use.
+pub(super) fn changes(
+    parameters: &HashMap<String, String>,
+) -> Result<PropertyChanges, RequestError> {
+    const MUTABLE: [&str; 5] = ["sync", "recordsize", "compression", "inodeQuota", "snapdir"];
+    let given = own(parameters)?;
+    if let Some(name) = given.keys().find(|name| !MUTABLE.contains(&name.as_str())) {
+        let why = if ALLOWED.split(", ").any(|known| known == name) {
+            "is chosen once, by the StorageClass"
+        } else {
+            "is unknown"
+        };
+        return Err(invalid(format!(
+            "mutable parameter {:?} {why}: a VolumeAttributesClass has {}",
+            short(name),
+            MUTABLE.join(", ")
+        )));
+    }
+    let parsed = parse(parameters)?.properties;
+    let has = |name: &str| given.contains_key(name);
+    Ok(PropertyChanges {
+        size: None,
+        sync: parsed.sync.map(Some),
+        record_bytes: has("recordsize").then_some(parsed.record_bytes),
+        codec: has("compression").then_some(parsed.codec),
+        snapdir: has("snapdir").then_some(parsed.snapdir),
+        inodes: parsed.quota_inodes.map(Some),
+    })
 }
 
 /// Refuses all parameters: snapshots take none.
@@ -203,6 +234,30 @@ mod tests {
         assert!(none(&map(&[("csi.storage.k8s.io/volumesnapshot/name", "s")])).is_ok());
         assert!(none(&map(&[("x", "y")])).is_err());
         assert!(parse(&map(&[(&"k".repeat(9000), "")])).unwrap_err().to_string().len() < 300);
+    }
+
+    #[test]
+    fn a_class_of_attributes_changes_what_it_names() {
+        let given = [("sync", "disabled"), ("snapdir", "hidden"), ("inodeQuota", "99")];
+        let parsed = changes(&map(&given)).unwrap();
+        let expected = PropertyChanges {
+            sync: Some(Some(SyncMode::Disabled)),
+            snapdir: Some(Snapdir::Hidden),
+            inodes: Some(Some(99)),
+            ..PropertyChanges::default()
+        };
+        assert_eq!(parsed, expected);
+        assert_eq!(changes(&map(&[("compression", "none")])).unwrap().codec, Some(Codec::None));
+        assert_eq!(changes(&HashMap::new()).unwrap(), PropertyChanges::default());
+        for (name, value, why) in [
+            ("uid", "1000", "chosen once"),
+            ("pool", "fast", "chosen once"),
+            ("iops", "100", "unknown"),
+            ("sync", "never", "standard"),
+        ] {
+            let refused = changes(&map(&[(name, value)])).unwrap_err().to_string();
+            assert!(refused.contains(name) && refused.contains(why), "{refused}");
+        }
     }
 
     #[test]

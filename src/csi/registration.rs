@@ -13,7 +13,7 @@ use super::proto::registration::registration_server::{Registration, Registration
 use super::proto::registration::{
     InfoRequest, PluginInfo, RegistrationStatus, RegistrationStatusResponse,
 };
-use super::socket::{self, Living, Name};
+use crate::rpc::{self, Living, Name};
 use parking_lot::Mutex;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -118,7 +118,7 @@ impl Registrar {
     /// # Errors
     /// When the socket cannot be made.
     pub fn listen(&self, inherited: Option<OwnedFd>) -> std::io::Result<Registering> {
-        socket::check_dir(&self.registry_dir)?;
+        rpc::check_dir(&self.registry_dir)?;
         let path = self.path();
         if let Some(fd) = inherited
             && let Ok(name) = Name::of(&path)
@@ -132,7 +132,7 @@ impl Registrar {
             });
         }
         self.state.set(Said::Nothing);
-        let (listener, name) = socket::bind(&path, Living::Replace)?;
+        let (listener, name) = rpc::bind(&path, Living::Replace)?;
         tracing::info!(
             socket = %path.display(),
             endpoint = %self.endpoint.display(),

@@ -1,12 +1,13 @@
 //! The services on their socket.
 
 use super::proto::v1::controller_server::ControllerServer;
+use super::proto::v1::group_controller_server::GroupControllerServer;
 use super::proto::v1::identity_server::IdentityServer;
 use super::proto::v1::node_server::NodeServer;
-use super::socket::{self, Living};
 use super::{ControllerService, IdentityService, NodeService};
 use crate::control::node::Endpoints;
 use crate::mount::Mounter;
+use crate::rpc::{self, Living};
 use std::io::{Error, ErrorKind, Result};
 use std::path::{Path, PathBuf};
 use tokio_stream::wrappers::UnixListenerStream;
@@ -47,16 +48,18 @@ pub fn serve<M: Mounter, E: Endpoints>(
     services: CsiServices<M, E>,
     shutdown: CancellationToken,
 ) -> Result<impl Future<Output = Result<()>> + Send + use<M, E>> {
-    let (listener, name) = socket::bind(path, living).map_err(|error| {
+    let (listener, name) = rpc::bind(path, living).map_err(|error| {
         Error::new(error.kind(), format!("CSI socket {}: {error}", path.display()))
     })?;
     let CsiServices { identity, controller, node } = services;
     if controller.is_none() && node.is_none() {
         return Err(Error::new(ErrorKind::InvalidInput, "neither a controller nor a node service"));
     }
+    let groups = controller.as_ref().map(ControllerService::groups);
     let router = tonic::transport::Server::builder()
         .concurrency_limit_per_connection(CALLS_PER_CONNECTION_MAX)
         .add_service(IdentityServer::new(identity))
+        .add_optional_service(groups.map(GroupControllerServer::new))
         .add_optional_service(controller.map(ControllerServer::new))
         .add_optional_service(node.map(NodeServer::new));
     Ok(async move {

@@ -1,18 +1,17 @@
-//! From errors to gRPC: the one place where classes become codes.
+//! Calls and their errors, as gRPC has them.
 
 use crate::control::secrets::{PoolOf, RequestSecrets, Unlock};
+use crate::rpc::status;
 use crate::types::{Class, Classify};
 use std::collections::HashMap;
 use std::error::Error;
 use std::future::Future;
 use std::sync::LazyLock;
 use tokio::sync::Semaphore;
-use tonic::{Code, Response, Status};
+use tonic::{Response, Status};
 
 /// Use cases running at once, those whose caller has gone included.
 const CALLS_MAX: usize = 256;
-/// gRPC carries messages in a header: long ones are cut.
-const MESSAGE_BYTES_MAX: usize = 2000;
 
 static CALLS: LazyLock<Semaphore> = LazyLock::new(|| Semaphore::new(CALLS_MAX));
 
@@ -49,42 +48,6 @@ impl From<RequestError> for Status {
 
 pub(super) fn invalid(why: impl Into<String>) -> RequestError {
     RequestError::Invalid(why.into())
-}
-
-fn code(class: Class) -> Code {
-    match class {
-        Class::Invalid => Code::InvalidArgument,
-        Class::NotFound => Code::NotFound,
-        Class::Exists => Code::AlreadyExists,
-        Class::InProgress | Class::Fenced => Code::Aborted,
-        Class::Precondition => Code::FailedPrecondition,
-        Class::OutOfRange => Code::OutOfRange,
-        Class::Exhausted => Code::ResourceExhausted,
-        Class::Denied => Code::PermissionDenied,
-        Class::Unavailable => Code::Unavailable,
-        Class::Corrupt => Code::DataLoss,
-        Class::Unsupported => Code::Unimplemented,
-        Class::Internal => Code::Internal,
-    }
-}
-
-pub(super) fn status<E: Classify + Error>(error: &E) -> Status {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        // A transparent wrapper has the text of its source.
-        if !text.contains(&cause_text) {
-            text.push_str(": ");
-            text.push_str(&cause_text);
-        }
-        source = cause.source();
-    }
-    if text.len() > MESSAGE_BYTES_MAX {
-        let end = (0..=MESSAGE_BYTES_MAX).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
-        text.truncate(end);
-    }
-    Status::new(code(error.class()), text)
 }
 
 /// Runs a use case to its end even when its caller goes away: half a mount would have no owner.
@@ -164,24 +127,16 @@ pub(super) fn ok<T>(message: T) -> Result<Response<T>, Status> {
 mod tests {
     use super::*;
     use crate::control::ControlError;
+    use tonic::Code;
 
     #[test]
-    fn classes_have_the_codes_of_the_specification() {
-        assert_eq!(code(Class::InProgress), Code::Aborted);
-        assert_eq!(code(Class::Precondition), Code::FailedPrecondition);
-        assert_eq!(code(Class::Corrupt), Code::DataLoss);
+    fn an_error_becomes_a_status() {
         let missing = ControlError::NotFound { what: "volume v".into() };
         assert_eq!(
             (status(&missing).code(), status(&missing).message()),
             (Code::NotFound, "volume v does not exist")
         );
         assert_eq!(status(&RequestError::Token("x".into())).code(), Code::Aborted);
-    }
-
-    #[test]
-    fn messages_are_cut_at_a_character() {
-        let long = status(&invalid("é".repeat(4000)));
-        assert!(long.message().len() <= MESSAGE_BYTES_MAX);
     }
 
     #[tokio::test]

@@ -22,7 +22,7 @@
 
 use crate::catalog::{CatalogError, State};
 use crate::control::node::Mounts;
-use crate::control::{ControlError, Pool, Pools, takeover};
+use crate::control::{Carriers, ControlError, Pool, Pools, takeover};
 use crate::fs::FsError;
 use crate::nfs::{
     Export, ExportId, ExportTable, Found, Listed, MountPoint, MountRefused, Registry,
@@ -61,6 +61,8 @@ pub type IsStaged = Box<dyn Fn(DatasetId) -> bool + Send + Sync>;
 pub struct Exports {
     pools: Pools,
     volumes: Volumes,
+    /// How the owners of volumes in other processes are asked.
+    carriers: Carriers,
     is_staged: IsStaged,
     registry: Registry<ExportedFs>,
     /// Datasets that were opened for clients, and are closed when they are idle, or at the end.
@@ -82,6 +84,7 @@ impl Exports {
     pub async fn start(
         pools: Pools,
         volumes: Volumes,
+        carriers: Carriers,
         is_staged: IsStaged,
         idle: Duration,
         stop: CancellationToken,
@@ -89,6 +92,7 @@ impl Exports {
         let exports = Arc::new(Self {
             pools,
             volumes,
+            carriers,
             is_staged,
             registry: Registry::default(),
             opened: Mutex::default(),
@@ -204,7 +208,7 @@ impl Exports {
         id: DatasetId,
     ) -> Result<Arc<Export<ExportedFs>>, ControlError> {
         // Held until the export is registered, so that it is not parked meanwhile.
-        let volume = takeover::open(pool, &self.volumes, id, TAKE_LIMIT).await?;
+        let volume = takeover::open(pool, &self.volumes, &self.carriers, id, TAKE_LIMIT).await?;
         let export = Export::new(export_id(id), volume.exported.clone(), volume.handle_key);
         if volume.is_owned() {
             let used = Arc::new(Used(AtomicU64::new(self.now())));
@@ -240,13 +244,30 @@ impl Exports {
     /// Closes and releases a dataset that another node asks for, unless it is in use (R27).
     async fn hand_over(&self, id: DatasetId) -> Result<Closing, VolumeError> {
         let Some(used) = self.opened.lock().get(&id).cloned() else {
-            return self.volumes.close_for(id, CloseReason::Unused).await;
+            let closing = self.volumes.close_for(id, CloseReason::Unused).await;
+            if matches!(closing, Ok(Closing::Closed)) {
+                self.park_closed(id);
+            }
+            return closing;
         };
         let (last, idle) = (used.0.load(Ordering::SeqCst), HAND_OVER_IDLE.as_millis());
         if u128::from(self.now().saturating_sub(last)) < idle {
             return Ok(Closing::InUse);
         }
         self.park(id, &used, last).await
+    }
+
+    /// A client may have mounted the dataset while it was being closed: the next call opens it
+    /// again.
+    fn park_closed(&self, id: DatasetId) {
+        let export = export_id(id);
+        if self.volumes.get(id).is_none() && matches!(self.registry.find(export), Found::Open(_)) {
+            // This comes first, as in `park`.
+            self.parked.lock().insert(export, id);
+            self.registry.remove(export);
+            self.opened.lock().remove(&id);
+            self.used.write().remove(&export);
+        }
     }
 
     /// Closes and releases an export, unless a call arrives meanwhile, or the volume has another

@@ -4,7 +4,7 @@ use super::*;
 use crate::bucket::Bucket;
 use crate::catalog::{Catalog, Properties};
 use crate::chunk::ChunkCache;
-use crate::control::{Controller, NewVolume};
+use crate::control::{Carriers, Controller, NewVolume};
 use crate::fs::FsMemory;
 use crate::fs::api::{Caller, CreateHow, FileSystem, SetAttr};
 use crate::fs::db::DbCache;
@@ -69,6 +69,7 @@ impl Serving {
         let exports = Exports::start(
             pools,
             volumes.clone(),
+            Carriers::default(),
             Box::new(|_| false),
             idle,
             CancellationToken::new(),

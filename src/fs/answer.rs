@@ -38,6 +38,16 @@ impl Fs {
         Box::pin(self.kept_back(outcome)).await
     }
 
+    /// As [`Self::answer`], for a call that changes something.
+    pub(super) async fn change<T>(
+        &self,
+        call: impl Future<Output = Result<T, FsError>>,
+    ) -> Result<T, FsError> {
+        // Not yet inside: closing does not wait for it.
+        self.gate.freeze.passed().await;
+        self.answer(call).await
+    }
+
     async fn kept_back<T>(&self, outcome: Result<T, FsError>) -> Result<T, FsError> {
         self.lease.renew_soon();
         tokio::select! {
@@ -45,7 +55,8 @@ impl Fs {
             reason = self.committer.stopped() => Err(reason),
             reacquired = self.lease.reacquired() => match reacquired {
                 true => self.gate.lost().map_or(outcome, Err),
-                false => Err(FsError::Stale),
+                // Its export is lost before the client could be told so (R25).
+                false => Err(FsError::Fenced),
             },
         }
     }

@@ -35,7 +35,7 @@ macro_rules! once {
         again($done:pat) => $again:expr,
     }) => {
         $self
-            .answer(async {
+            .change(async {
                 match $self.turn($caller, $promise, $seen).await? {
                     Repeatable::Again($done) => $again,
                     Repeatable::First($slot) => {
@@ -229,7 +229,7 @@ impl FileSystem for Fs {
         data: Bytes,
         stability: Stability,
     ) -> Result<Written, FsError> {
-        self.answer(async {
+        self.change(async {
             self.committer.ready().await?;
             let node = self.inodes.node(file).await?;
             let count = data.len() as u32;

@@ -14,12 +14,11 @@ use super::FsError;
 use super::api::FileKind;
 use super::inode::{Entry, Position};
 use super::key::{self, NameHash};
-use super::names::clusters;
 use super::row::{Extent, Inode, Segment, Source};
 use super::snapshot_fs::SnapshotFs;
 use crate::types::InodeNo;
 use serde::Serialize;
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
 /// Entries read of a directory at a time.
@@ -30,8 +29,6 @@ const RECORDS: usize = 512;
 const WAITING_MAX: usize = 100_000;
 /// Folders within folders.
 const DEPTH_MAX: usize = 4096;
-/// Rows of one scan of inodes.
-const ROWS: usize = 4096;
 
 /// The aspect in which an object differs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
@@ -95,7 +92,8 @@ struct Moved {
     depth: usize,
 }
 
-struct Comparison<'a, F> {
+/// A comparison in progress. Its differences are asked for one by one, in no particular order.
+pub struct Comparison<'a> {
     before: &'a SnapshotFs,
     after: &'a SnapshotFs,
     stack: Vec<Visit>,
@@ -103,7 +101,8 @@ struct Comparison<'a, F> {
     taken: HashMap<InodeNo, Vec<Moved>>,
     put: HashMap<InodeNo, Vec<Moved>>,
     waiting: usize,
-    tell: F,
+    /// Those of the last page, not asked for yet.
+    found: VecDeque<Found>,
 }
 
 /// Reports every difference, in no particular order.
@@ -113,32 +112,52 @@ struct Comparison<'a, F> {
 pub async fn compare<E: From<FsError>>(
     before: &SnapshotFs,
     after: &SnapshotFs,
-    tell: impl FnMut(Found) -> Result<(), E>,
+    mut tell: impl FnMut(Found) -> Result<(), E>,
 ) -> Result<(), E> {
-    let (stack, taken, put) = Default::default();
-    let mut all = Comparison { before, after, stack, taken, put, waiting: 0, tell };
-    let (old, new) = (before.root_inode(), after.root_inode());
-    let root: Arc<[u8]> = Arc::from(&b"/"[..]);
-    all.changed(&root, (&old.row, &new.row)).await?;
-    let top: Arc<[u8]> = Arc::from(&b""[..]);
-    all.walk(InodeNo::ROOT, (top.clone(), top), 0, Sides::Both);
-    loop {
-        while let Some(walk) = all.stack.pop() {
-            if walk.depth > DEPTH_MAX {
-                return Err(FsError::Invalid("folders are nested deeper than 4096").into());
-            }
-            match walk.sides {
-                Sides::Both => all.step_both(walk).await?,
-                Sides::Before | Sides::After => all.step_one(walk).await?,
-            }
-        }
-        if !all.settle()? {
-            return Ok(());
-        }
+    let mut comparison = Comparison::new(before, after).await?;
+    while let Some(found) = comparison.next().await? {
+        tell(found)?;
     }
+    Ok(())
 }
 
-impl<E: From<FsError>, F: FnMut(Found) -> Result<(), E>> Comparison<'_, F> {
+impl<'a> Comparison<'a> {
+    /// Begins with the root directories.
+    pub async fn new(before: &'a SnapshotFs, after: &'a SnapshotFs) -> Result<Self, FsError> {
+        let (stack, taken, put, found) = Default::default();
+        let mut all = Self { before, after, stack, taken, put, waiting: 0, found };
+        let (old, new) = (before.root_inode(), after.root_inode());
+        let root: Arc<[u8]> = Arc::from(&b"/"[..]);
+        all.changed(&root, (&old.row, &new.row)).await?;
+        let top: Arc<[u8]> = Arc::from(&b""[..]);
+        all.walk(InodeNo::ROOT, (top.clone(), top), 0, Sides::Both);
+        Ok(all)
+    }
+
+    /// The next difference; `None` after the last.
+    pub async fn next(&mut self) -> Result<Option<Found>, FsError> {
+        loop {
+            if let Some(found) = self.found.pop_front() {
+                return Ok(Some(found));
+            }
+            match self.stack.pop() {
+                Some(walk) if walk.depth > DEPTH_MAX => {
+                    return Err(FsError::Invalid("folders are nested deeper than 4096"));
+                }
+                Some(walk) => match walk.sides {
+                    Sides::Both => self.step_both(walk).await?,
+                    Sides::Before | Sides::After => self.step_one(walk).await?,
+                },
+                None => {
+                    self.settle();
+                    if self.found.is_empty() && self.stack.is_empty() {
+                        return Ok(None);
+                    }
+                }
+            }
+        }
+    }
+
     /// `paths`: the earlier and the later one.
     fn walk(
         &mut self,
@@ -151,12 +170,12 @@ impl<E: From<FsError>, F: FnMut(Found) -> Result<(), E>> Comparison<'_, F> {
         self.stack.push(Visit { dir, old, path, depth, from, sides });
     }
 
-    fn say(&mut self, path: &Arc<[u8]>, kind: FileKind, difference: Difference) -> Result<(), E> {
-        (self.tell)(Found { path: path.clone(), kind, difference })
+    fn say(&mut self, path: &Arc<[u8]>, kind: FileKind, difference: Difference) {
+        self.found.push_back(Found { path: path.clone(), kind, difference });
     }
 
     /// One page of a directory that is in both states.
-    async fn step_both(&mut self, walk: Visit) -> Result<(), E> {
+    async fn step_both(&mut self, walk: Visit) -> Result<(), FsError> {
         let old = self.before.entries(walk.dir, walk.from, PAGE).await?;
         let new = self.after.entries(walk.dir, walk.from, PAGE).await?;
         // Beyond the end of a full page that side is unknown.
@@ -179,8 +198,8 @@ impl<E: From<FsError>, F: FnMut(Found) -> Result<(), E>> Comparison<'_, F> {
         let (same, gone, come) = pair(old, new);
         let inos = |of: fn(&(Entry, Entry)) -> InodeNo| same.iter().map(of).collect::<Vec<_>>();
         let (old_rows, new_rows) = (
-            rows(self.before, inos(|(a, _)| a.ino)).await?,
-            rows(self.after, inos(|(_, b)| b.ino)).await?,
+            self.before.inodes(inos(|(a, _)| a.ino)).await?,
+            self.after.inodes(inos(|(_, b)| b.ino)).await?,
         );
         for (a, b) in same {
             let (was, path) =
@@ -189,8 +208,7 @@ impl<E: From<FsError>, F: FnMut(Found) -> Result<(), E>> Comparison<'_, F> {
                 return Err(FsError::Corrupt(format!(
                     "an entry of directory {} names an inode that does not exist",
                     walk.dir
-                ))
-                .into());
+                )));
             };
             if a.ino == b.ino && old.generation == new.generation {
                 self.changed(&path, (old, new)).await?;
@@ -204,7 +222,7 @@ impl<E: From<FsError>, F: FnMut(Found) -> Result<(), E>> Comparison<'_, F> {
             {
                 let mut aspects = self.aspects(old, new).await?;
                 aspects.insert(0, Aspect::Replaced);
-                self.say(&path, new.kind, Difference::Changed(aspects))?;
+                self.say(&path, new.kind, Difference::Changed(aspects));
             } else {
                 self.one(a, was, walk.depth, old.generation, Sides::Before).await?;
                 self.one(b, path, walk.depth, new.generation, Sides::After).await?;
@@ -215,7 +233,7 @@ impl<E: From<FsError>, F: FnMut(Found) -> Result<(), E>> Comparison<'_, F> {
     }
 
     /// One page of a directory that is in one state only.
-    async fn step_one(&mut self, walk: Visit) -> Result<(), E> {
+    async fn step_one(&mut self, walk: Visit) -> Result<(), FsError> {
         let page = self.side(walk.sides).entries(walk.dir, walk.from, PAGE).await?;
         if let Some((hash, e)) = page.last().filter(|_| page.len() == PAGE)
             && let Some(from) = key::position_after(key::cookie(*hash, e.n))
@@ -230,8 +248,14 @@ impl<E: From<FsError>, F: FnMut(Found) -> Result<(), E>> Comparison<'_, F> {
         if sides == Sides::Before { self.before } else { self.after }
     }
 
-    async fn ones(&mut self, entries: Vec<Entry>, walk: &Visit, sides: Sides) -> Result<(), E> {
-        let found = rows(self.side(sides), entries.iter().map(|e| e.ino).collect()).await?;
+    async fn ones(
+        &mut self,
+        entries: Vec<Entry>,
+        walk: &Visit,
+        sides: Sides,
+    ) -> Result<(), FsError> {
+        let inos = entries.iter().map(|e| e.ino).collect();
+        let found = self.side(sides).inodes(inos).await?;
         for entry in entries {
             let what = || {
                 FsError::Corrupt(format!(
@@ -271,9 +295,10 @@ impl<E: From<FsError>, F: FnMut(Found) -> Result<(), E>> Comparison<'_, F> {
         depth: usize,
         generation: u64,
         sides: Sides,
-    ) -> Result<(), E> {
+    ) -> Result<(), FsError> {
         if self.waiting >= WAITING_MAX || !self.is_moved(&entry, generation, sides).await? {
-            return self.tell_one(entry.ino, Moved { path, kind: entry.kind, depth }, sides);
+            self.tell_one(entry.ino, Moved { path, kind: entry.kind, depth }, sides);
+            return Ok(());
         }
         let here = Moved { path, kind: entry.kind, depth };
         let (others, mine) = match sides {
@@ -296,9 +321,9 @@ impl<E: From<FsError>, F: FnMut(Found) -> Result<(), E>> Comparison<'_, F> {
         // A rename sets the ctime alone.
         aspects.retain(|aspect| *aspect != Aspect::Times || old.mtime != new.mtime);
         if from.path != to.path {
-            self.say(&to.path, to.kind, Difference::Renamed(from.path.clone(), aspects))?;
+            self.say(&to.path, to.kind, Difference::Renamed(from.path.clone(), aspects));
         } else if !aspects.is_empty() {
-            self.say(&to.path, to.kind, Difference::Changed(aspects))?;
+            self.say(&to.path, to.kind, Difference::Changed(aspects));
         }
         if to.kind == FileKind::Directory {
             self.walk(entry.ino, (from.path, to.path), to.depth + 1, Sides::Both);
@@ -306,38 +331,39 @@ impl<E: From<FsError>, F: FnMut(Found) -> Result<(), E>> Comparison<'_, F> {
         Ok(())
     }
 
-    fn tell_one(&mut self, ino: InodeNo, what: Moved, sides: Sides) -> Result<(), E> {
+    fn tell_one(&mut self, ino: InodeNo, what: Moved, sides: Sides) {
         let difference =
             if sides == Sides::Before { Difference::Removed } else { Difference::Added };
-        self.say(&what.path, what.kind, difference)?;
+        self.say(&what.path, what.kind, difference);
         if what.kind == FileKind::Directory {
             self.walk(ino, (what.path.clone(), what.path), what.depth + 1, sides);
         }
-        Ok(())
     }
 
     /// Reports names whose objects were found at no other path: links that were added or removed.
-    /// Returns whether there is more to walk.
-    fn settle(&mut self) -> Result<bool, E> {
+    /// Those of directories are still to walk.
+    fn settle(&mut self) {
         for (sides, waiting) in [
             (Sides::Before, std::mem::take(&mut self.taken)),
             (Sides::After, std::mem::take(&mut self.put)),
         ] {
             for (ino, all) in waiting {
-                all.into_iter().try_for_each(|one| self.tell_one(ino, one, sides))?;
+                all.into_iter().for_each(|one| self.tell_one(ino, one, sides));
             }
         }
         self.waiting = 0;
-        Ok(!self.stack.is_empty())
     }
 
-    async fn changed(&mut self, path: &Arc<[u8]>, (old, new): (&Inode, &Inode)) -> Result<(), E> {
+    async fn changed(
+        &mut self,
+        path: &Arc<[u8]>,
+        (old, new): (&Inode, &Inode),
+    ) -> Result<(), FsError> {
         let aspects = self.aspects(old, new).await?;
-        if aspects.is_empty() {
-            Ok(())
-        } else {
-            self.say(path, new.kind, Difference::Changed(aspects))
+        if !aspects.is_empty() {
+            self.say(path, new.kind, Difference::Changed(aspects));
         }
+        Ok(())
     }
 
     async fn aspects(&self, old: &Inode, new: &Inode) -> Result<Vec<Aspect>, FsError> {
@@ -454,21 +480,6 @@ fn pair(
     come.extend(new.into_values());
     come.sort_unstable_by(|a, b| a.name.cmp(&b.name));
     (same, gone, come)
-}
-
-/// The rows of inodes, with as few scans as their numbers allow.
-async fn rows(
-    view: &SnapshotFs,
-    mut inos: Vec<InodeNo>,
-) -> Result<HashMap<InodeNo, Inode>, FsError> {
-    inos.sort_unstable();
-    inos.dedup();
-    let mut found = HashMap::with_capacity(inos.len());
-    for (first, last) in clusters(&inos) {
-        let rows = view.find_all(first, last, ROWS).await?;
-        found.extend(rows.into_iter().filter(|(ino, _)| inos.binary_search(ino).is_ok()));
-    }
-    Ok(found)
 }
 
 fn join(path: &[u8], name: &[u8]) -> Arc<[u8]> {

@@ -18,7 +18,7 @@ use super::row::{Inode, Row};
 use super::snapshot_fs::SnapshotMemory;
 use crate::chunk::{ChunkStore, Codec};
 use crate::types::{Epoch, InodeNo, PackId, SyncMode, Timestamp, WallClock};
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -74,16 +74,25 @@ impl std::fmt::Debug for FsMemory {
     }
 }
 
-/// Options for opening a dataset.
-#[derive(Clone, Debug)]
-pub struct FsOptions {
+/// What may change while a dataset is open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FsProperties {
     pub sync: SyncMode,
     /// Byte quota; `None`: unlimited.
     pub quota_bytes: Option<u64>,
     pub quota_inodes: Option<u64>,
     /// For new files: a power of two, 4 KiB to 1 MiB (R6).
     pub record_bytes: u32,
+    /// For new data.
     pub codec: Codec,
+    /// Whether the root directory lists `.snapshots`; the layer that serves it resolves that name.
+    pub shows_snapshots: bool,
+}
+
+/// Options for opening a dataset.
+#[derive(Clone, Debug)]
+pub struct FsOptions {
+    pub properties: FsProperties,
     /// Unflushed data and changes reach the store after this long.
     pub flush_interval: Duration,
     pub memory: FsMemory,
@@ -121,7 +130,7 @@ pub struct Fs {
     pub(super) replies: Arc<ReplyCache>,
     pub(super) gate: Arc<Gate>,
     pub(super) lease: Arc<dyn Lease>,
-    sync: SyncMode,
+    sync: RwLock<SyncMode>,
     root: FileRef,
     quota_bytes: Mutex<Option<u64>>,
     tasks: TaskTracker,
@@ -181,11 +190,12 @@ impl Fs {
         expected: Option<Epoch>,
         lease: Arc<dyn Lease>,
     ) -> Result<Self, FsError> {
-        let record_bits = record_bits(options.record_bytes)?;
+        let properties = options.properties;
+        let record_bits = record_bits(properties.record_bytes)?;
         options.root.check()?;
         let wal_cache = options.journal.as_deref().map(journal::wal_cache);
         let database = Database::open_beside(place, expected, wal_cache).await?;
-        let packer = chunks.packer(place.incarnation, database.epoch(), options.codec);
+        let packer = chunks.packer(place.incarnation, database.epoch(), properties.codec);
         let settled = packer.clone();
         let settled = Box::new(move || settled.settled());
         let failpoints = place.bucket.failpoints().clone();
@@ -204,15 +214,16 @@ impl Fs {
             content,
             options.flush_interval,
         ));
-        contents.set_quota(options.quota_bytes);
+        contents.set_quota(properties.quota_bytes);
         let names = Names::new(
             committer.clone(),
             inodes.clone(),
             contents.clone(),
             options.clock,
             record_bits,
-            options.quota_inodes,
+            properties.quota_inodes,
         );
+        names.show_snapshots(properties.shows_snapshots);
         let fs = Self {
             committer,
             inodes,
@@ -221,9 +232,9 @@ impl Fs {
             replies,
             gate: Arc::default(),
             lease,
-            sync: options.sync,
+            sync: RwLock::new(properties.sync),
             root,
-            quota_bytes: Mutex::new(options.quota_bytes),
+            quota_bytes: Mutex::new(properties.quota_bytes),
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
             restoring: tokio::sync::Mutex::default(),
@@ -287,20 +298,48 @@ impl Fs {
         self.committer.durable(ticket).await
     }
 
-    /// Makes the root directory list `.snapshots`; the layer that serves it resolves that name.
-    pub fn show_snapshots(&self) {
-        self.names.show_snapshots();
-    }
-
     /// Returns a ctime above `last` for objects shown beside this file system's own (R8).
     pub fn ctime_after(&self, last: Timestamp) -> Timestamp {
         self.names.now().ctime(last)
+    }
+
+    /// Changes properties for calls that begin from now on. What was acknowledged under a weaker
+    /// `sync` before is in the store when this returns.
+    pub async fn set_properties(&self, properties: &FsProperties) -> Result<(), FsError> {
+        self.names.set_record_bits(record_bits(properties.record_bytes)?);
+        self.names.show_snapshots(properties.shows_snapshots);
+        self.contents.set_codec(properties.codec);
+        self.set_quota(properties.quota_bytes, properties.quota_inodes);
+        *self.sync.write() = properties.sync;
+        // Also where nothing has changed: it may be the retry of a change whose flush failed.
+        match properties.sync {
+            SyncMode::Disabled => Ok(()),
+            SyncMode::Standard | SyncMode::Always => self.sync().await,
+        }
+    }
+
+    /// Presents every inode with this group, and as its group's to read and write, as Kubernetes'
+    /// `fsGroup` asks: in the store when this returns (R28).
+    pub async fn set_mount_group(&self, gid: u32) -> Result<(), FsError> {
+        self.gate.freeze.passed().await;
+        let _call = self.gate.enter()?;
+        if self.committer.superblock().fs_group == Some(gid) {
+            // Perhaps the retry of a call that failed.
+            return self.committer.durable(self.committer.last()).await;
+        }
+        let ticket = self.committer.submit(Batch { fs_group: Some(gid), ..Batch::default() })?;
+        self.inodes.present_all().await;
+        self.committer.durable(ticket).await
     }
 
     pub fn set_quota(&self, bytes: Option<u64>, inodes: Option<u64>) {
         *self.quota_bytes.lock() = bytes;
         self.contents.set_quota(bytes);
         self.names.set_quota_inodes(inodes);
+    }
+
+    fn sync_mode(&self) -> SyncMode {
+        *self.sync.read()
     }
 
     /// Returns a number that grows with every change.
@@ -430,7 +469,7 @@ impl Fs {
         ticket: Ticket,
     ) -> Result<(), FsError> {
         self.committer.step("fs.call.submitted").await?;
-        match (self.sync, promise) {
+        match (self.sync_mode(), promise) {
             (SyncMode::Disabled, _) | (SyncMode::Standard, Promise::Applied) => {
                 self.committer.applied(ticket).await
             }
@@ -463,12 +502,12 @@ impl Fs {
 
     /// Returns whether every WRITE is answered as if it had been requested as synchronous.
     pub(super) fn writes_through(&self) -> bool {
-        self.sync == SyncMode::Always
+        self.sync_mode() == SyncMode::Always
     }
 
     /// With `always`, waits until the state that `node` shows is in the store (R15).
     pub(super) async fn observe(&self, node: &Arc<Node>) -> Result<(), FsError> {
-        if self.sync != SyncMode::Always {
+        if self.sync_mode() != SyncMode::Always {
             return Ok(());
         }
         if node.content.is_dirty() {
@@ -492,7 +531,7 @@ impl Fs {
         if let Some(ticket) = changed {
             self.retry_until_stopped(|| self.await_durable(promise, ticket)).await?;
         }
-        if self.sync == SyncMode::Always {
+        if self.sync_mode() == SyncMode::Always {
             for file in seen {
                 if let Some(node) = self.inodes.peek(file.ino) {
                     match changed {

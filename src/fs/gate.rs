@@ -1,6 +1,7 @@
 //! Admits calls until the file system closes or fails, and notifies when the last has left.
 
 use super::FsError;
+use super::freeze::Freeze;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::sync::Notify;
@@ -13,6 +14,8 @@ pub struct Gate {
     state: AtomicU64,
     reason: OnceLock<FsError>,
     left: Notify,
+    /// Where changes wait before they enter.
+    pub(super) freeze: Freeze,
 }
 
 /// One call inside.
@@ -35,6 +38,13 @@ impl Gate {
     pub fn shut(&self, reason: FsError) {
         let _first = self.reason.set(reason);
         self.state.fetch_or(SHUT, Ordering::AcqRel);
+        self.freeze.break_off();
+    }
+
+    /// The reason why the gate is shut.
+    pub fn shut_for(&self) -> Option<FsError> {
+        let is_shut = self.state.load(Ordering::Acquire) & SHUT != 0;
+        is_shut.then(|| self.reason.get().cloned().unwrap_or(FsError::Stale))
     }
 
     /// The reason why nothing may be answered, not even to calls already inside; a file system that

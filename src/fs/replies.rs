@@ -3,8 +3,8 @@
 //!
 //! The answer is written in the same batch as the change, so that both are there or neither,
 //! through restarts, take-overs and clones. A call in progress is an entry too: its retransmission
-//! waits for it. The newest [`SLOTS`] calls are remembered; a client retransmits a call within
-//! minutes and has few in flight at a time.
+//! waits for it. [`SLOTS`] calls are remembered, the newest of each client ([`RecentCalls`]): one
+//! that was cut off for minutes finds its own whatever others have sent meanwhile.
 //!
 //! A call that changed nothing is remembered too: a REMOVE that was answered NOENT and arrives
 //! again late must not remove the file that was made since. But only in memory, for the life of the
@@ -17,16 +17,17 @@ use crate::fs::FsError;
 use crate::fs::api::{CallId, FileRef};
 use crate::fs::committer::{Batch, Committer, Ticket};
 use crate::fs::key::{self, Key};
+use crate::fs::recent_calls::RecentCalls;
 use crate::fs::row::{Reply, Row};
 use parking_lot::Mutex;
 use std::collections::hash_map::Entry;
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use tokio_util::sync::CancellationToken;
 
 /// Most calls remembered. A batch carries about 40 bytes for its own.
-pub const SLOTS: u64 = 4096;
+pub const SLOTS: u32 = 4096;
 
 /// The result of a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,45 +38,53 @@ pub struct Done {
     pub object: Option<FileRef>,
 }
 
-enum Call {
-    Running(CancellationToken),
-    Done {
-        done: Done,
-        seq: u64,
-    },
+struct Calls {
+    running: HashMap<CallId, CancellationToken>,
+    /// With the slots of their rows.
+    done: RecentCalls<(Done, u32)>,
     /// Answered without a batch.
-    Unchanged(Result<Done, FsError>),
+    unchanged: RecentCalls<Result<Done, FsError>>,
+    /// Slots that hold nothing to be remembered, and the slots that were never used.
+    free: Vec<u32>,
+    unused: std::ops::Range<u32>,
+    next_seq: u64,
 }
 
-#[derive(Default)]
-struct Calls {
-    calls: HashMap<CallId, Call>,
-    slots: HashMap<u64, CallId>,
-    next: u64,
-    /// Those that changed nothing, the oldest first.
-    unchanged: VecDeque<CallId>,
+impl Default for Calls {
+    fn default() -> Self {
+        Self {
+            running: HashMap::new(),
+            done: RecentCalls::new(SLOTS as usize),
+            unchanged: RecentCalls::new(SLOTS as usize),
+            free: Vec::new(),
+            unused: 0..SLOTS,
+            next_seq: 0,
+        }
+    }
 }
 
 impl Calls {
-    fn remember(&mut self, id: CallId, done: Done, seq: u64) {
-        if let Some(old) = self.slots.insert(seq % SLOTS, id)
-            && let Some(Call::Done { seq: at, .. }) = self.calls.get(&old)
-            && at % SLOTS == seq % SLOTS
-        {
-            self.calls.remove(&old);
+    fn answer(&self, id: &CallId) -> Option<Result<Done, FsError>> {
+        let done = self.done.get(id).map(|(done, _)| Ok(*done));
+        done.or_else(|| self.unchanged.get(id).cloned())
+    }
+
+    /// A slot for the next reply; that of a call which is forgotten for it, if need be.
+    fn take_slot(&mut self) -> Option<u32> {
+        let free = self.free.pop().or_else(|| self.unused.next());
+        free.or_else(|| self.done.forget_one().map(|(_, slot)| slot))
+    }
+
+    fn remember(&mut self, id: CallId, done: Done, slot: u32) {
+        self.running.remove(&id);
+        if let Some((_, slot)) = self.done.insert(id, (done, slot)) {
+            self.free.push(slot);
         }
-        self.calls.insert(id, Call::Done { done, seq });
-        self.next = self.next.max(seq + 1);
     }
 
     fn remember_unchanged(&mut self, id: CallId, answer: Result<Done, FsError>) {
-        self.calls.insert(id, Call::Unchanged(answer));
-        self.unchanged.push_back(id);
-        if self.unchanged.len() > SLOTS as usize
-            && let Some(oldest) = self.unchanged.pop_front()
-        {
-            self.calls.remove(&oldest);
-        }
+        self.running.remove(&id);
+        self.unchanged.insert(id, answer);
     }
 }
 
@@ -90,6 +99,9 @@ pub enum Begun {
     First(ReplySlot),
     Repeated(Result<Done, FsError>),
 }
+
+/// The slot of an answer that a batch carries. If the batch is not submitted, it is free again.
+pub struct Recorded<'a>(Option<(&'a ReplyCache, u32)>);
 
 /// A call to be done. If it is dropped without an answer, it is forgotten.
 pub struct ReplySlot(Option<Attempt>);
@@ -136,24 +148,25 @@ fn is_final(error: &FsError) -> bool {
 impl ReplyCache {
     pub async fn load(committer: &Committer) -> Result<Self, FsError> {
         let rows = committer.scan(key::reply(0), key::reply(u32::MAX), SLOTS as usize).await?;
-        let mut calls = Calls::default();
+        let mut calls =
+            Calls { free: (0..SLOTS).rev().collect(), unused: 0..0, ..Calls::default() };
         let mut replies = Vec::with_capacity(rows.len());
         for (key, row) in rows {
-            if !matches!(Key::parse(&key), Some(Key::Reply(_))) {
+            let Some(Key::Reply(slot)) = Key::parse(&key) else {
                 return Err(FsError::Corrupt(
                     "an unexpected key in the range of the duplicate-reply cache".to_owned(),
                 ));
-            }
-            replies.push(Reply::decode(&row)?);
+            };
+            replies.push((slot, Reply::decode(&row)?));
         }
-        replies.sort_by_key(|reply| reply.seq);
-        for Reply { client, xid, checksum, object, seq } in replies {
+        let taken: HashSet<u32> = replies.iter().map(|(slot, _)| *slot).collect();
+        calls.free.retain(|slot| !taken.contains(slot));
+        replies.sort_by_key(|(_, reply)| reply.seq);
+        for (slot, Reply { client, xid, checksum, object, seq }) in replies {
             let object = object.map(|(ino, generation)| FileRef { ino, generation });
-            calls.remember(
-                CallId { client, xid, checksum },
-                Done { ticket: Ticket::default(), object },
-                seq,
-            );
+            let id = CallId { client, xid, checksum };
+            calls.remember(id, Done { ticket: Ticket::default(), object }, slot);
+            calls.next_seq = seq + 1;
         }
         Ok(Self { calls: Mutex::new(calls) })
     }
@@ -162,23 +175,21 @@ impl ReplyCache {
     pub async fn begin(self: &Arc<Self>, call: Option<CallId>) -> Begun {
         let Some(id) = call else { return Begun::First(ReplySlot(None)) };
         loop {
-            let ended = match self.calls.lock().calls.entry(id) {
-                Entry::Vacant(free) => {
-                    let ended = CancellationToken::new();
-                    free.insert(Call::Running(ended.clone()));
-                    let remembered = AtomicBool::new(false);
-                    return Begun::First(ReplySlot(Some(Attempt {
-                        cache: self.clone(),
-                        id,
-                        ended,
-                        remembered,
-                    })));
+            let ended = {
+                let mut calls = self.calls.lock();
+                if let Some(answer) = calls.answer(&id) {
+                    return Begun::Repeated(answer);
                 }
-                Entry::Occupied(entry) => match entry.get() {
-                    Call::Done { done, .. } => return Begun::Repeated(Ok(*done)),
-                    Call::Unchanged(answer) => return Begun::Repeated(answer.clone()),
-                    Call::Running(ended) => ended.clone(),
-                },
+                match calls.running.entry(id) {
+                    Entry::Vacant(free) => {
+                        let ended = free.insert(CancellationToken::new()).clone();
+                        let remembered = AtomicBool::new(false);
+                        let cache = self.clone();
+                        let attempt = Attempt { cache, id, ended, remembered };
+                        return Begun::First(ReplySlot(Some(attempt)));
+                    }
+                    Entry::Occupied(running) => running.get().clone(),
+                }
             };
             ended.cancelled().await;
         }
@@ -191,21 +202,28 @@ impl ReplySlot {
         Self(None)
     }
 
-    /// Puts the answer into the call's batch. Returns its number for [`Self::done`].
-    pub fn record(&self, batch: &mut Batch, object: Option<FileRef>) -> u64 {
-        let Some(Attempt { cache, id, .. }) = &self.0 else { return 0 };
+    /// Puts the answer into the call's batch.
+    pub fn record(&self, batch: &mut Batch, object: Option<FileRef>) -> Recorded<'_> {
+        let Some(Attempt { cache, id, .. }) = &self.0 else { return Recorded(None) };
         let mut calls = cache.calls.lock();
-        let seq = calls.next;
-        calls.next += 1;
+        // None: as many calls are being recorded at this moment.
+        let Some(slot) = calls.take_slot() else { return Recorded(None) };
+        let seq = calls.next_seq;
+        calls.next_seq += 1;
         let object = object.map(|file| (file.ino, file.generation));
         let reply = Reply { client: id.client, xid: id.xid, checksum: id.checksum, object, seq };
-        batch.put(key::reply((seq % SLOTS) as u32), &reply);
-        seq
+        batch.put(key::reply(slot), &reply);
+        Recorded(Some((cache, slot)))
     }
 
     /// The batch was submitted.
-    pub fn done(&self, seq: u64, done: Done) {
-        self.remember(|calls, id| calls.remember(id, done, seq));
+    pub fn done(&self, recorded: Recorded<'_>, done: Done) {
+        if let Some((_, slot)) = recorded.0 {
+            self.remember(|calls, id| {
+                calls.remember(id, done, slot);
+                std::mem::forget(recorded);
+            });
+        }
     }
 
     /// The call succeeded and there was nothing to change.
@@ -230,10 +248,18 @@ impl ReplySlot {
     }
 }
 
+impl Drop for Recorded<'_> {
+    fn drop(&mut self) {
+        if let Some((cache, slot)) = self.0.take() {
+            cache.calls.lock().free.push(slot);
+        }
+    }
+}
+
 impl Drop for Attempt {
     fn drop(&mut self) {
         if !*self.remembered.get_mut() {
-            self.cache.calls.lock().calls.remove(&self.id);
+            self.cache.calls.lock().running.remove(&self.id);
             self.ended.cancel();
         }
     }
@@ -255,13 +281,14 @@ mod tests {
         }
     }
 
-    async fn perform(cache: &Arc<ReplyCache>, xid: u32) -> u64 {
+    async fn perform(cache: &Arc<ReplyCache>, xid: u32) -> u32 {
         let Begun::First(first) = cache.begin(call(xid)).await else {
             panic!("{xid} was done before")
         };
-        let seq = first.record(&mut Batch::default(), None);
-        first.done(seq, done(u64::from(xid)));
-        seq
+        let recorded = first.record(&mut Batch::default(), None);
+        let slot = recorded.0.unwrap().1;
+        first.done(recorded, done(u64::from(xid)));
+        slot
     }
 
     #[tokio::test]
@@ -274,8 +301,8 @@ mod tests {
         });
         tokio::task::yield_now().await;
         assert!(!again.is_finished());
-        let seq = first.record(&mut Batch::default(), None);
-        first.done(seq, done(7));
+        let recorded = first.record(&mut Batch::default(), None);
+        first.done(recorded, done(7));
         assert!(matches!(again.await.unwrap(), Begun::Repeated(Ok(answer)) if answer == done(7)));
     }
 
@@ -295,7 +322,8 @@ mod tests {
         }
         assert!(matches!(cache.begin(call(1)).await, Begun::First(_)));
         assert!(matches!(cache.begin(None).await, Begun::First(_)));
-        assert!(cache.calls.lock().calls.is_empty());
+        let calls = cache.calls.lock();
+        assert!(calls.running.is_empty() && calls.done.is_empty() && calls.unchanged.is_empty());
     }
 
     #[tokio::test]
@@ -309,8 +337,8 @@ mod tests {
             matches!(cache.begin(call(2)).await, Begun::Repeated(Ok(answer)) if answer == done(2))
         );
         let Begun::First(first) = cache.begin(call(3)).await else { panic!() };
-        let seq = first.record(&mut Batch::default(), None);
-        first.done(seq, done(3));
+        let recorded = first.record(&mut Batch::default(), None);
+        first.done(recorded, done(3));
         first.failed(&FsError::NoSpace);
         assert!(
             matches!(cache.begin(call(3)).await, Begun::Repeated(Ok(_))),
@@ -322,10 +350,11 @@ mod tests {
     async fn failures_are_bounded_and_make_no_change_forgotten() {
         let cache = Arc::new(ReplyCache::default());
         perform(&cache, u32::MAX).await;
-        for xid in 0..SLOTS as u32 + 3 {
+        for xid in 0..SLOTS + 3 {
             fail(&cache, xid, &FsError::Exists).await;
         }
-        assert_eq!(cache.calls.lock().calls.len(), SLOTS as usize + 1);
+        let kept = cache.calls.lock().unchanged.len();
+        assert_eq!(kept, SLOTS as usize);
         assert!(matches!(cache.begin(call(2)).await, Begun::First(_)));
         assert!(matches!(cache.begin(call(3)).await, Begun::Repeated(Err(FsError::Exists))));
         assert!(matches!(cache.begin(call(u32::MAX)).await, Begun::Repeated(Ok(_))));
@@ -334,13 +363,27 @@ mod tests {
     #[tokio::test]
     async fn the_ring_is_bounded_and_forgets_the_oldest() {
         let cache = Arc::new(ReplyCache::default());
-        for xid in 0..SLOTS as u32 + 3 {
-            assert_eq!(perform(&cache, xid).await, u64::from(xid));
+        for xid in 0..SLOTS + 3 {
+            assert_eq!(perform(&cache, xid).await, xid % SLOTS);
         }
-        assert_eq!(cache.calls.lock().calls.len(), SLOTS as usize);
+        let kept = cache.calls.lock().done.len();
+        assert_eq!(kept, SLOTS as usize);
         assert!(
             matches!(cache.begin(call(3)).await, Begun::Repeated(Ok(answer)) if answer == done(3))
         );
         assert!(matches!(cache.begin(call(2)).await, Begun::First(_)));
+    }
+
+    #[tokio::test]
+    async fn a_slot_whose_batch_was_not_submitted_is_used_again() {
+        let cache = Arc::new(ReplyCache::default());
+        let Begun::First(first) = cache.begin(call(1)).await else { panic!() };
+        let recorded = first.record(&mut Batch::default(), None);
+        assert!(matches!(recorded.0, Some((_, 0))));
+        drop(recorded);
+        first.failed(&FsError::NoInodes);
+        assert_eq!(perform(&cache, 2).await, 0);
+        assert_eq!(perform(&cache, 3).await, 1);
+        assert!(matches!(cache.begin(call(1)).await, Begun::Repeated(Err(FsError::NoInodes))));
     }
 }

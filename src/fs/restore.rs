@@ -18,7 +18,7 @@ use super::FsError;
 use super::api::{Caller, FileKind, FileRef, SNAPSHOTS_NAME, SetAttr, SetTime};
 use super::dataset::Fs;
 use super::inode::Node;
-use super::names::{Overwrite, given_back};
+use super::names::{Replaceable, given_back};
 use super::replies::ReplySlot;
 use super::row::{Extent, Inode};
 use super::snapshot_fs::{SnapshotFs, SnapshotInode};
@@ -33,10 +33,25 @@ const RECORDS: usize = 512;
 /// Most objects with several names that are remembered; each name of others becomes an object of
 /// its own.
 const LINKS_MAX: usize = 1 << 20;
+/// Most numbered backups of one name.
+const BACKUPS_MAX: u32 = 9999;
+/// Most objects that take one name while it is restored, and are kept.
+const KEEPS_MAX: u32 = 16;
 /// Most objects that could not be restored whose names are reported …
 const FAILED_SHOWN: usize = 20;
 /// … with this many characters of the errors.
 const FAILED_CHARS: usize = 300;
+
+/// What a restore does with an object that has the name of one that it restores. A directory is
+/// never replaced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Overwrite {
+    /// Leaves it, and refuses to go on.
+    Refuse,
+    Replace,
+    /// Replaces it, after it was given a backup's name.
+    KeepBeside,
+}
 
 /// The progress of a restore.
 #[derive(Debug, Default)]
@@ -217,6 +232,7 @@ impl Restore<'_> {
                 }
                 let dir = self.folder(parents).await?;
                 let fs = self.fs;
+                fs.gate.freeze.passed().await;
                 let _call = fs.gate.enter().map_err(at("/"))?;
                 self.object(source, dir, name, None).await?;
             }
@@ -239,6 +255,7 @@ impl Restore<'_> {
             // The restore checks in between whether the file system closes, which does not wait for
             // all of it.
             let fs = self.fs;
+            fs.gate.freeze.passed().await;
             let call = fs.gate.enter().map_err(at("/"))?;
             let done = self.step(dir).await;
             drop(call);
@@ -354,14 +371,42 @@ impl Restore<'_> {
         if there.as_ref().is_some_and(|there| self.is_unchanged(&source, there)) {
             return Ok(());
         }
-        let placed = match self.links.get(&source.ino) {
-            // Another name of an object that was restored before.
-            Some(first) => self.fs.names.place_link(*first, dir, name, self.overwrite).await,
-            None => self.place(&source, dir, name, there).await,
-        };
+        let placed = self.place(&source, dir, name, there).await;
         placed.map_err(|error| self.refused(below, error))?;
         self.progress.add(if source.row.kind == FileKind::Regular { source.row.size } else { 0 });
         Ok(())
+    }
+
+    /// Gives what has the name the first free name of a numbered backup, and returns it. A crash
+    /// before the replacement leaves it with both names.
+    async fn keep(&self, dir: FileRef, name: &EntryName) -> Result<Option<FileRef>, FsError> {
+        let there = match self.fs.names.lookup(&Caller::root(), dir, name.as_bytes()).await {
+            Err(FsError::NotFound) => return Ok(None),
+            found => found?.0,
+        };
+        if there.entries.is_some() {
+            return Err(FsError::IsDirectory);
+        }
+        self.keep_beside(there.file, dir, name).await?;
+        self.fs.names.committer.step("fs.restore.kept").await?;
+        Ok(Some(there.file))
+    }
+
+    async fn keep_beside(
+        &self,
+        there: FileRef,
+        dir: FileRef,
+        name: &EntryName,
+    ) -> Result<(), FsError> {
+        for n in 1..=BACKUPS_MAX {
+            let backup = name.backup(n).map_err(|_| FsError::NameTooLong)?;
+            let slot = ReplySlot::unrepeated();
+            match self.fs.names.link(&Caller::root(), there, dir, &backup, &slot).await {
+                Err(FsError::Exists) => {}
+                linked => return linked.map(drop),
+            }
+        }
+        Err(FsError::Invalid("it has too many backups: remove some"))
     }
 
     fn refused(&self, below: Option<&EntryName>, error: FsError) -> RestoreError {
@@ -379,7 +424,7 @@ impl Restore<'_> {
     /// unchanged (R8): programs that have it open go on with it.
     fn is_unchanged(&self, source: &SnapshotInode, there: &Node) -> bool {
         let (old, now) = (&source.row, there.row.read());
-        self.overwrite == Overwrite::Replace
+        self.overwrite != Overwrite::Refuse
             && there.file.ino == source.ino
             && now.generation == old.generation
             && now.ctime == old.ctime
@@ -426,6 +471,8 @@ impl Restore<'_> {
         self.walk.enter(source, name);
     }
 
+    /// Places the object, or another name of one that was restored before. What is kept is given its
+    /// other name after everything that takes long; what takes the name since is kept as well.
     async fn place(
         &mut self,
         source: &SnapshotInode,
@@ -433,17 +480,36 @@ impl Restore<'_> {
         name: &EntryName,
         there: Option<Arc<Node>>,
     ) -> Result<(), FsError> {
-        let row = &source.row;
+        let (row, first) = (&source.row, self.links.get(&source.ino).copied());
         let back = there
             .filter(|_| self.overwrite == Overwrite::Replace)
             .map_or(0, |there| given_back(&there.row.read()));
-        let content =
-            if row.kind == FileKind::Regular { Some(self.content(row, back).await?) } else { None };
-        let placed = self.fs.names.place(dir, name, row, content, self.overwrite).await?;
-        if row.nlink > 1 && self.links.len() < LINKS_MAX {
-            self.links.insert(source.ino, placed);
+        let mut content = match row.kind {
+            FileKind::Regular if first.is_none() => Some(self.content(row, back).await?),
+            _ => None,
+        };
+        for _ in 0..KEEPS_MAX {
+            let replaceable = match self.overwrite {
+                Overwrite::Refuse => Replaceable::None,
+                Overwrite::Replace => Replaceable::Any,
+                Overwrite::KeepBeside => Replaceable::Only(self.keep(dir, name).await?),
+            };
+            let names = &self.fs.names;
+            let Some(first) = first else {
+                let content = content.as_mut();
+                let Some(placed) = names.place(dir, name, row, content, replaceable).await? else {
+                    continue;
+                };
+                if row.nlink > 1 && self.links.len() < LINKS_MAX {
+                    self.links.insert(source.ino, placed);
+                }
+                return Ok(());
+            };
+            if names.place_link(first, dir, name, replaceable).await?.is_some() {
+                return Ok(());
+            }
         }
-        Ok(())
+        Err(FsError::Busy("the name changes faster than it can be replaced"))
     }
 
     /// The file's extents as they are, without those that truncations hide or that lie past its
@@ -485,6 +551,8 @@ impl Restore<'_> {
     }
 
     async fn attributes(&self, dir: FileRef, like: &Inode) -> Result<(), FsError> {
+        let mut like = like.clone();
+        self.fs.inodes.present(&mut like);
         let set = SetAttr {
             mode: Some(like.mode),
             uid: Some(like.uid),

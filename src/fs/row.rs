@@ -226,8 +226,7 @@ pub struct Reply {
     /// The object that the call made or changed; its attributes are read again for the repeated
     /// answer.
     pub object: Option<(InodeNo, u64)>,
-    /// Counts the calls: the slot is this number modulo the cache's size, and the highest is the
-    /// newest.
+    /// Counts the calls: the highest is the newest. The slot is any that was free.
     pub seq: u64,
 }
 

@@ -86,7 +86,7 @@ mod tests {
     use crate::crypto::Keyring;
     use crate::fs::api::{Caller, CreateHow, FileKind, FileRef, FileSystem, SetAttr};
     use crate::fs::db::{DbCache, DbPlace, Reader};
-    use crate::fs::{Fs, FsMemory, FsOptions, RootAttr, SyncMode};
+    use crate::fs::{Fs, FsMemory, FsOptions, FsProperties, RootAttr, SyncMode};
     use crate::types::{FamilyId, Incarnation, PoolId, WallClock};
     use std::time::Duration;
 
@@ -124,11 +124,14 @@ mod tests {
             )
         };
         let options = FsOptions {
-            sync: SyncMode::Disabled,
-            quota_bytes: None,
-            quota_inodes: None,
-            record_bytes: 4096,
-            codec: Codec::Lz4,
+            properties: FsProperties {
+                sync: SyncMode::Disabled,
+                quota_bytes: None,
+                quota_inodes: None,
+                record_bytes: 4096,
+                codec: Codec::Lz4,
+                shows_snapshots: false,
+            },
             flush_interval: Duration::from_secs(1),
             memory: FsMemory::new(1 << 20, 64 << 20),
             clock: WallClock::default(),

@@ -17,20 +17,21 @@ use super::peer::Trust;
 use super::record::RecordReader;
 use super::reply::{Reply, WriteAnswer};
 use super::rpc::{
-    self, AUTH_NONE, AUTH_SYS, AuthStat, Identity, MOUNT_PROGRAM, NFS_PROGRAM, Received, Refusal,
+    self, AUTH_NONE, AUTH_SYS, AuthStat, ClientHost, Identity, MOUNT_PROGRAM, NFS_PROGRAM,
+    Received, Refusal,
 };
 use super::shared::{IdleConnection, Shared, Squash};
 use super::status::NfsStat;
+use super::stream::Stream;
 use crate::fs::api::Caller;
 use bytes::{BufMut, Bytes, BytesMut};
 use std::future::poll_fn;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
-use tokio::net::TcpStream;
 
 /// Replies collected while records remain in the buffer, in bytes.
 const BATCH_BYTES: usize = 64 << 10;
@@ -40,8 +41,8 @@ const LINGER: Duration = Duration::from_millis(500);
 const PROGRAM_VERSION: u32 = 3;
 
 pub struct Connection<T> {
-    stream: Arc<TcpStream>,
-    peer: SocketAddr,
+    stream: Arc<Stream>,
+    peer: Peer,
     shared: Arc<Shared<T>>,
     trust: Trust,
     squash: Squash,
@@ -59,6 +60,25 @@ pub struct Connection<T> {
     identity: Option<(Box<[u8]>, Arc<Identity>)>,
 }
 
+/// The other side of a connection.
+#[derive(Clone, Copy, Debug)]
+pub struct Peer {
+    /// For messages, and the list of mounts.
+    pub address: SocketAddr,
+    pub host: ClientHost,
+}
+
+impl Peer {
+    pub fn at(address: SocketAddr) -> Self {
+        Self { address, host: ClientHost::Address(address.ip()) }
+    }
+
+    /// A client whose records a relay has received.
+    pub fn relayed(host: ClientHost) -> Self {
+        Self { address: SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0), host }
+    }
+}
+
 /// The handling of a record.
 enum Begun {
     Reply(Reply),
@@ -73,7 +93,7 @@ enum End {
 }
 
 impl<T: ExportTable> Connection<T> {
-    pub fn new(stream: TcpStream, peer: SocketAddr, shared: Arc<Shared<T>>, trust: Trust) -> Self {
+    pub fn new(stream: Stream, peer: Peer, shared: Arc<Shared<T>>, trust: Trust) -> Self {
         let stream = Arc::new(stream);
         let squash = match trust {
             Trust::Whole => shared.options.squash,
@@ -121,7 +141,7 @@ impl<T: ExportTable> Connection<T> {
             Ok(End::Stop) => self.hand_over(),
             Ok(End::Peer) => {}
             Err(error) => {
-                tracing::debug!(peer = %self.peer, %error, "an NFS connection was closed");
+                tracing::debug!(peer = %self.peer.address, %error, "an NFS connection was closed");
             }
         }
     }
@@ -134,7 +154,7 @@ impl<T: ExportTable> Connection<T> {
             }
             Err(error) => {
                 tracing::warn!(
-                    peer = %self.peer,
+                    peer = %self.peer.address,
                     %error,
                     "a connection cannot be handed over; its client reconnects"
                 );
@@ -146,7 +166,7 @@ impl<T: ExportTable> Connection<T> {
     /// reads no further.
     async fn quiesce(&mut self) -> io::Result<End> {
         loop {
-            while let Some(record) = self.records.next().map_err(io::Error::other)? {
+            while let Some(record) = self.records.next_record().map_err(io::Error::other)? {
                 self.begin(record).await?;
             }
             let missing = self.records.missing();
@@ -179,7 +199,7 @@ impl<T: ExportTable> Connection<T> {
 
     async fn receive(&mut self) -> io::Result<End> {
         loop {
-            while let Some(record) = self.records.next().map_err(io::Error::other)? {
+            while let Some(record) = self.records.next_record().map_err(io::Error::other)? {
                 self.begin(record).await?;
             }
             self.send_batch();
@@ -386,7 +406,8 @@ impl<T: ExportTable> Connection<T> {
                     xid: received.xid,
                     caller: self.squash(Caller::root()),
                 };
-                self.poll_once(Box::pin(mount::answer(call, args, self.peer)), None, None).await
+                self.poll_once(Box::pin(mount::answer(call, args, self.peer.address)), None, None)
+                    .await
             }
             Ok(None) => refuse(Refusal::ProcedureUnavailable),
             Err(_) => refuse(Refusal::GarbageArgs),
@@ -406,7 +427,7 @@ impl<T: ExportTable> Connection<T> {
                 {
                     return Ok(Some(identity.clone()));
                 }
-                let identity = Identity::decode(received.credentials, self.peer.ip())
+                let identity = Identity::decode(received.credentials, self.peer.host)
                     .map_err(|_| AuthStat::BadCredentials)?;
                 let identity = Arc::new(identity);
                 self.identity = Some((received.credentials.into(), identity.clone()));

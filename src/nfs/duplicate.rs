@@ -2,7 +2,7 @@
 //! sent.
 //!
 //! ```text
-//!         first copy ───────────────▶ answered ──▶ a WRITE: remembered here, the newest WRITES_MAX
+//!         first copy ───────────────▶ answered ──▶ a WRITE: remembered here, WRITES_MAX of them
 //!  a copy meanwhile joins it                  └──▶ any other: by the file system (R20)
 //! ```
 //! A copy is never dropped: the kernel's client would wait a minute or more. A WRITE that waits,
@@ -10,47 +10,43 @@
 //! the range written again, before it takes effect: a second copy that took effect then would bring
 //! the old bytes back. The file system does not remember WRITEs, because each would need a row in
 //! the database; remembering them here is enough, because it is only while a process lives that
-//! copies wait in its sockets.
+//! copies wait in its sockets. One that an owner did not answer before it died may be carried out a
+//! second time by the next one. Its client has written nothing newer there: a kernel's waits for the
+//! answer before it writes a page again. What others wrote there in the meantime was written at the
+//! same time as it, and may be before it or after it.
 
 use super::budget::{Count, Counted};
 use super::outbox::Outbox;
 use super::reply::{Reply, WriteAnswer};
 use crate::fs::api::CallId;
+use crate::fs::recent_calls::RecentCalls;
 use parking_lot::Mutex;
+use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
 /// Connections that may wait for one call. A client has one per retransmission, and waits a minute
 /// between them.
 const JOINED_MAX: usize = 16;
-/// Answered WRITEs remembered: as many as two connections may have in progress (see
-/// [`super::Limits::calls`]), because a copy is read at the latest once the calls that kept its
-/// connection from being read are answered. About 100 bytes each.
+/// Answered WRITEs remembered, the newest of each client: as many as two connections may have in
+/// progress (see [`super::Limits::calls`]), because a copy is read at the latest once the calls that
+/// kept its connection from being read are answered. About 100 bytes each.
 const WRITES_MAX: usize = 8192;
 
 /// The calls of one server's clients.
 #[derive(Debug, Default)]
 pub struct Duplicates(Mutex<Calls>);
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Calls {
     /// Calls in progress, with the connections that wait for the same answer.
     running: HashMap<CallId, Vec<Joined>>,
-    writes: HashMap<CallId, WriteAnswer>,
-    /// The keys of `writes`, the oldest first.
-    oldest: VecDeque<CallId>,
+    writes: RecentCalls<WriteAnswer>,
 }
 
-impl Calls {
-    fn remember(&mut self, id: CallId, answer: WriteAnswer) {
-        self.writes.insert(id, answer);
-        self.oldest.push_back(id);
-        if self.oldest.len() > WRITES_MAX
-            && let Some(oldest) = self.oldest.pop_front()
-        {
-            self.writes.remove(&oldest);
-        }
+impl Default for Calls {
+    fn default() -> Self {
+        Self { running: HashMap::new(), writes: RecentCalls::new(WRITES_MAX) }
     }
 }
 
@@ -89,9 +85,11 @@ impl Duplicates {
         }
         match all.running.entry(id) {
             Entry::Occupied(mut joined) => {
-                if joined.get().len() < JOINED_MAX {
-                    joined.get_mut().push(Joined { outbox: outbox.clone(), _call: calls.enter() });
+                // The connections that joined first are those that broke.
+                if joined.get().len() >= JOINED_MAX {
+                    joined.get_mut().remove(0);
                 }
+                joined.get_mut().push(Joined { outbox: outbox.clone(), _call: calls.enter() });
                 Arrived::Joined
             }
             Entry::Vacant(slot) => {
@@ -109,7 +107,7 @@ impl First {
         let joined = {
             let mut all = self.all.0.lock();
             if let Some(answer) = reply.write_answer() {
-                all.remember(self.id, answer);
+                all.writes.insert(self.id, answer);
             }
             all.running.remove(&self.id).unwrap_or_default()
         };
@@ -121,31 +119,14 @@ impl First {
 
 impl Drop for First {
     fn drop(&mut self) {
+        if !self.open {
+            return;
+        }
         // The call was abandoned before it did anything: a retransmission must be able to start.
-        if self.open {
-            self.all.0.lock().running.remove(&self.id);
+        // Those that joined would wait for ever: their clients connect again, and send it again.
+        let joined = self.all.0.lock().running.remove(&self.id).unwrap_or_default();
+        for Joined { outbox, _call } in joined {
+            outbox.close();
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::nfs::NfsStat;
-
-    #[test]
-    fn the_newest_writes_are_remembered() {
-        let mut calls = Calls::default();
-        let id = |xid| CallId { client: 1, xid, checksum: 2 };
-        let last = WRITES_MAX as u32;
-        for xid in 0..=last {
-            calls.remember(id(xid), WriteAnswer::failed(NfsStat::NoSpace));
-        }
-        assert_eq!((calls.writes.len(), calls.oldest.len()), (WRITES_MAX, WRITES_MAX));
-        assert!(
-            !calls.writes.contains_key(&id(0))
-                && calls.writes.contains_key(&id(1))
-                && calls.writes.contains_key(&id(last))
-        );
     }
 }

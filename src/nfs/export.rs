@@ -246,6 +246,11 @@ impl<F: FileSystem> Endpoint<F> {
         self.registry.lose(self.id);
     }
 
+    /// Returns whether the file system is open here, and no other owner has taken it.
+    pub fn is_served(&self) -> bool {
+        matches!(self.registry.find(self.id), Found::Open(export) if !export.is_lost())
+    }
+
     /// Releases the file system, at unstage and when it cannot be opened after all.
     pub fn remove(&self) {
         self.registry.remove(self.id);

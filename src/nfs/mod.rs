@@ -33,6 +33,7 @@ mod dispatch;
 mod duplicate;
 mod export;
 mod handle;
+mod in_process;
 mod listing;
 mod mount;
 mod mounted;
@@ -46,6 +47,7 @@ mod rpc;
 mod server;
 mod shared;
 mod status;
+mod stream;
 #[doc(hidden)]
 pub mod untrusted;
 mod xdr;
@@ -56,7 +58,11 @@ pub use export::{
     Endpoint, Export, ExportTable, Found, Listed, MountPass, MountPoint, MountRefused, Registry,
 };
 pub use handle::ExportId;
+pub use in_process::InProcessServer;
 pub use peer::{Peers, Trust};
+pub use record::{RECORD_BYTES_MAX, RecordError, RecordReader};
+pub use rpc::{ClientHost, is_mount_request, is_reply, xid_of};
 pub use server::Server;
 pub use shared::{IdleConnection, Options, Squash};
 pub use status::NfsStat;
+pub use stream::Stream;

@@ -5,13 +5,13 @@
 //! go on. Small replies overtake READ data that has not begun.
 
 use super::budget::Taken;
+use super::stream::Stream;
 use bytes::{Buf, Bytes};
 use parking_lot::Mutex;
 use std::collections::VecDeque;
 use std::io::{ErrorKind, IoSlice};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::net::TcpStream;
 use tokio::sync::Notify;
 
 /// Pieces handed to one writev(2).
@@ -82,7 +82,7 @@ impl Current {
 
 #[derive(Debug)]
 pub struct Outbox {
-    stream: Arc<TcpStream>,
+    stream: Arc<Stream>,
     state: Mutex<State>,
     /// Notified when the socket is full: the writer task goes on.
     full: Notify,
@@ -91,7 +91,7 @@ pub struct Outbox {
 }
 
 impl Outbox {
-    pub fn new(stream: Arc<TcpStream>) -> Self {
+    pub fn new(stream: Arc<Stream>) -> Self {
         Self { stream, state: Mutex::default(), full: Notify::new(), room: Notify::new() }
     }
 

@@ -1,8 +1,8 @@
 //! Record marking on a byte stream (RFC 5531 §11): finds the records in the received bytes.
 //!
 //! Holds no socket: the connection reads into [`RecordReader::spare`] and takes records from
-//! [`RecordReader::next`]. Memory is bounded by one record of [`RECORD_BYTES_MAX`] and one small
-//! buffer, nothing is filled with zeroes first, and an idle reader holds nothing.
+//! [`RecordReader::next_record`]. Memory is bounded by one record of [`RECORD_BYTES_MAX`] and one
+//! small buffer, nothing is filled with zeroes first, and an idle reader holds nothing.
 
 use bytes::{Buf, Bytes, BytesMut};
 
@@ -88,7 +88,7 @@ impl RecordReader {
     }
 
     /// Bytes without which a record that has begun to arrive cannot go on; 0: none has begun. To be
-    /// called after [`RecordReader::next`] has returned none.
+    /// called after [`RecordReader::next_record`] has returned none.
     pub fn missing(&self) -> usize {
         let of_mark = 4usize.saturating_sub(self.buffer.len());
         match &self.large {
@@ -113,7 +113,7 @@ impl RecordReader {
     ///
     /// # Errors
     /// A record beyond the limits; see [`RecordError`].
-    pub fn next(&mut self) -> Result<Option<Bytes>, RecordError> {
+    pub fn next_record(&mut self) -> Result<Option<Bytes>, RecordError> {
         if self.large.is_none() {
             let Some((len, last)) = self.header()? else { return Ok(None) };
             if last && len < LARGE_RECORD_BYTES {
@@ -209,7 +209,7 @@ mod tests {
         let mut reader = RecordReader::default();
         let (mut found, mut at) = (Vec::new(), 0);
         loop {
-            while let Some(record) = reader.next()? {
+            while let Some(record) = reader.next_record()? {
                 found.push(record);
             }
             if at == stream.len() {
@@ -310,7 +310,7 @@ mod tests {
         for begun in ends.iter().flat_map(near) {
             let (mut reader, mut at) = (RecordReader::default(), 0);
             loop {
-                while reader.next().unwrap().is_some() {}
+                while reader.next_record().unwrap().is_some() {}
                 let wanted = if at < begun { begun - at } else { reader.missing() };
                 if wanted == 0 {
                     break;
@@ -330,7 +330,7 @@ mod tests {
         put(&mut reader, &mark(4, true));
         assert!(reader.mid_record());
         put(&mut reader, b"abcd");
-        assert_eq!(reader.next().unwrap().unwrap(), "abcd");
+        assert_eq!(reader.next_record().unwrap().unwrap(), "abcd");
         reader.release_buffers();
         assert_eq!((reader.buffer.capacity(), reader.mid_record()), (0, false));
     }

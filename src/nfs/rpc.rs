@@ -90,13 +90,41 @@ pub fn decode(record: &Bytes) -> Result<Received<'_>> {
     Ok(Received::Call(Call { xid, program, version, procedure, flavor, credentials, args }))
 }
 
+/// The host of a client: a part of what recognises its retransmitted calls.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ClientHost {
+    /// The address that it connects from.
+    Address(IpAddr),
+    /// A node whose relay passes its calls on: the same identity whichever node answers them, so
+    /// that a call which comes again after the volume has moved gets its first answer (R20).
+    Node([u8; 16]),
+}
+
+/// The transaction id of a call or reply; `None`: it is too short.
+pub fn xid_of(record: &[u8]) -> Option<u32> {
+    record.first_chunk::<4>().map(|xid| u32::from_be_bytes(*xid))
+}
+
+/// Returns whether a record is a reply.
+pub fn is_reply(record: &[u8]) -> bool {
+    record.get(4..8).is_some_and(|kind| kind == REPLY.to_be_bytes())
+}
+
+/// Returns whether a record is a call that asks for the handle of an export (MNT).
+pub fn is_mount_request(record: &[u8]) -> bool {
+    const MNT: u32 = 1;
+    let word = |at: usize| record.get(at..at + 4).and_then(|word| word.try_into().ok());
+    let is = |at, value: u32| word(at).map(u32::from_be_bytes) == Some(value);
+    is(4, CALL) && is(12, MOUNT_PROGRAM) && is(20, MNT)
+}
+
 /// The caller according to AUTH_SYS, and its machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {
     pub uid: u32,
     pub gid: u32,
     pub groups: Vec<u32>,
-    /// The first half of a [`CallId`]: address and machine name.
+    /// The first half of a [`CallId`]: host and machine name.
     client: u64,
 }
 
@@ -106,7 +134,7 @@ impl Identity {
     /// # Errors
     /// A machine name of more than 255 bytes, more than 16 groups, an invalid user or group, or too
     /// few bytes.
-    pub fn decode(credentials: &[u8], peer: IpAddr) -> Result<Self> {
+    pub fn decode(credentials: &[u8], host: ClientHost) -> Result<Self> {
         let body = Bytes::copy_from_slice(credentials);
         let mut body = Cursor::new(&body);
         let _stamp = body.u32()?;
@@ -120,9 +148,12 @@ impl Identity {
             return Err(XdrError("the reserved user or group -1"));
         }
         let mut hasher = SipHasher13::new();
-        match peer.to_canonical() {
-            IpAddr::V4(address) => hasher.write(&address.octets()),
-            IpAddr::V6(address) => hasher.write(&address.octets()),
+        match host {
+            ClientHost::Address(address) => match address.to_canonical() {
+                IpAddr::V4(address) => hasher.write(&address.octets()),
+                IpAddr::V6(address) => hasher.write(&address.octets()),
+            },
+            ClientHost::Node(node) => hasher.write(&node),
         }
         hasher.write(machine);
         Ok(Self { uid, gid, groups, client: hasher.finish() })
@@ -243,7 +274,7 @@ pub fn decode_reply(args: &mut Cursor<'_>) -> Result<()> {
 mod tests {
     use super::*;
 
-    const PEER: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
+    const PEER: ClientHost = ClientHost::Address(IpAddr::V4(std::net::Ipv4Addr::LOCALHOST));
 
     #[test]
     fn a_call_is_read_as_it_was_written() {
@@ -275,12 +306,14 @@ mod tests {
 
     #[test]
     fn the_client_is_its_machine_not_its_port() {
-        let of = |machine, peer| {
-            Identity::decode(&auth_sys(machine, 0, 0, &[]), peer).unwrap().call_id(1, 12, b"args")
+        let of = |machine, host| {
+            Identity::decode(&auth_sys(machine, 0, 0, &[]), host).unwrap().call_id(1, 12, b"args")
         };
+        let address = |text: &str| ClientHost::Address(text.parse().unwrap());
         assert_eq!(of("a", PEER), of("a", PEER));
         assert_ne!(of("a", PEER), of("b", PEER));
-        assert_ne!(of("a", PEER), of("a", "127.0.0.2".parse().unwrap()));
-        assert_eq!(of("a", PEER), of("a", "::ffff:127.0.0.1".parse().unwrap()));
+        assert_ne!(of("a", PEER), of("a", address("127.0.0.2")));
+        assert_eq!(of("a", PEER), of("a", address("::ffff:127.0.0.1")));
+        assert_ne!(of("a", ClientHost::Node([1; 16])), of("a", ClientHost::Node([2; 16])));
     }
 }

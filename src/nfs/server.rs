@@ -1,9 +1,10 @@
 //! A listener and the connections it accepted.
 
 use super::budget::{Budget, Count};
-use super::connection::Connection;
+use super::connection::{Connection, Peer};
 use super::export::ExportTable;
 use super::shared::{IdleConnection, Options, Shared};
+use super::stream::Stream;
 use parking_lot::Mutex;
 use std::io;
 use std::net::SocketAddr;
@@ -71,6 +72,7 @@ impl<T: ExportTable> Server<T> {
         let peer = stream.peer_addr()?;
         let (counted, shared) = (self.open.enter(), self.shared.clone());
         self.tasks.spawn(async move {
+            let (stream, peer) = (Stream::Tcp(stream), Peer::at(peer));
             Connection::new(stream, peer, shared, idle.trust).run().await;
             drop(counted);
         });
@@ -187,6 +189,7 @@ fn start<T: ExportTable>(
             );
             return;
         };
+        let (stream, peer) = (Stream::Tcp(stream), Peer::at(peer));
         Connection::new(stream, peer, shared, trust).run().await;
         drop(counted);
     });

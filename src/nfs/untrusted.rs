@@ -5,7 +5,7 @@ use super::attr::{FileAttr, Wcc};
 use super::handle::{Handle, HandleKey};
 use super::mount::MountArgs;
 use super::record::{RECORD_BYTES_MAX, RecordReader};
-use super::rpc::{self, Identity, Received};
+use super::rpc::{self, ClientHost, Identity, Received};
 use super::xdr::Cursor;
 use bytes::Bytes;
 use std::net::{IpAddr, Ipv4Addr};
@@ -19,7 +19,7 @@ pub fn records(stream: &[u8], step: usize) -> usize {
     let (mut reader, mut rest, mut found) = (RecordReader::default(), stream, 0);
     loop {
         loop {
-            match reader.next() {
+            match reader.next_record() {
                 Ok(Some(record)) => {
                     assert!(record.len() <= RECORD_BYTES_MAX);
                     found += 1;
@@ -43,7 +43,8 @@ pub fn records(stream: &[u8], step: usize) -> usize {
 pub fn call(record: &[u8]) {
     let record = Bytes::copy_from_slice(record);
     let Ok(Received::Call(mut call)) = rpc::decode(&record) else { return };
-    if let Ok(identity) = Identity::decode(call.credentials, IpAddr::V4(Ipv4Addr::LOCALHOST)) {
+    let host = ClientHost::Address(IpAddr::V4(Ipv4Addr::LOCALHOST));
+    if let Ok(identity) = Identity::decode(call.credentials, host) {
         identity.caller(Some(identity.call_id(call.xid, call.procedure, call.args.rest())));
     }
     match Procedure::from_wire(call.procedure) {

@@ -34,6 +34,21 @@ pub enum Class {
     Internal,
 }
 
+/// The text of an error and of its causes, none of them twice: many an error shows its source.
+pub fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text.push_str(": ");
+            text.push_str(&cause_text);
+        }
+        source = cause.source();
+    }
+    text
+}
+
 impl Class {
     /// Returns whether the same operation can succeed later, by itself or after an administrator's
     /// repair outside the program: the store is unreachable, credentials are being changed, the

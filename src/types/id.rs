@@ -188,6 +188,16 @@ pub struct SnapshotId {
 }
 pair_text!(SnapshotId, "snapshot id", ":", dataset: Incarnation, snapshot: DatasetId);
 
+/// A group snapshot: the key of its name, and the incarnation of that name (R2). Text form
+/// `<key>.<incarnation>`, which is no dataset's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct GroupId {
+    pub key: NameKey,
+    pub incarnation: Incarnation,
+}
+pair_text!(GroupId, "group snapshot id", ".", key: NameKey, incarnation: Incarnation);
+
 macro_rules! handle {
     ($(#[$doc:meta])* $name:ident, $what:literal, $field:ident: $t:ty) => {
         $(#[$doc])*
@@ -225,6 +235,11 @@ handle! {
 handle! {
     /// A CSI snapshot id, `v1:<pool-id>:<snapshot-id>`: 110 bytes.
     SnapshotHandle, "snapshot id", snapshot: SnapshotId
+}
+
+handle! {
+    /// A CSI group snapshot id, `v1:<pool-id>:<group-id>`: 83 bytes.
+    GroupHandle, "group snapshot id", group: GroupId
 }
 
 /// The keyed BLAKE3 hash that names a chunk.
@@ -367,6 +382,11 @@ mod tests {
         assert_eq!(snapshot.to_string().len(), 110);
         assert!(snapshot.to_string().parse::<VolumeHandle>().is_err());
         assert!(volume.to_string().parse::<SnapshotHandle>().is_err());
+        let DatasetId { key, incarnation } = dataset();
+        let group = GroupHandle { pool, group: GroupId { key, incarnation } };
+        assert_eq!((group.to_string().parse(), group.to_string().len()), (Ok(group), 83));
+        assert!(group.to_string().parse::<VolumeHandle>().is_err());
+        assert!(volume.to_string().parse::<GroupHandle>().is_err());
     }
 
     #[test]

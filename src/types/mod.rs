@@ -11,11 +11,11 @@ mod size;
 mod sync;
 mod time;
 
-pub use class::{Class, Classify};
+pub use class::{Class, Classify, with_causes};
 pub use id::{
-    ChunkHash, ClaimId, DatasetId, Epoch, FamilyId, IdError, Incarnation, InodeNo, JournalDirId,
-    NameKey, PackId, PoolId, SNAPSHOT_SERIAL_MAX, SessionId, SnapshotHandle, SnapshotId,
-    VolumeHandle,
+    ChunkHash, ClaimId, DatasetId, Epoch, FamilyId, GroupHandle, GroupId, IdError, Incarnation,
+    InodeNo, JournalDirId, NameKey, PackId, PoolId, SNAPSHOT_SERIAL_MAX, SessionId, SnapshotHandle,
+    SnapshotId, VolumeHandle,
 };
 pub use name::{DatasetName, EntryName, NameError, SnapshotName};
 pub use owner::is_owner;

@@ -112,6 +112,15 @@ impl EntryName {
     pub fn as_bytes(&self) -> &[u8] {
         &self.0
     }
+
+    /// The name of a numbered backup of it: `NAME.~N`.
+    ///
+    /// # Errors
+    /// [`NameError::TooLong`].
+    pub fn backup(&self, n: u32) -> Result<Self, NameError> {
+        let name = [&self.0, format!(".~{n}").as_bytes()].concat();
+        Self::try_from(name.as_slice())
+    }
 }
 
 impl TryFrom<&[u8]> for EntryName {

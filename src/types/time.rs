@@ -40,6 +40,16 @@ impl Timestamp {
         self.0.rem_euclid(1_000_000_000) as u32
     }
 
+    /// The time of day in UTC, to the second, as RFC 3339 writes it; 1970 for anything earlier.
+    pub fn rfc3339(self) -> String {
+        humantime::format_rfc3339_seconds(SystemTime::from(self.max(Self(0)))).to_string()
+    }
+
+    /// Time since an earlier one; zero if it is a later one.
+    pub fn since(self, earlier: Self) -> Duration {
+        Duration::from_nanos(u64::try_from(self.0.saturating_sub(earlier.0)).unwrap_or(0))
+    }
+
     pub fn saturating_add(self, by: Duration) -> Self {
         Self(self.0.saturating_add(i64::try_from(by.as_nanos()).unwrap_or(i64::MAX)))
     }

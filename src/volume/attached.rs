@@ -41,6 +41,15 @@ impl Attached {
         self.owned.is_some()
     }
 
+    /// Presents the volume's files with a group (R28). Those of a snapshot stay as they are: as in
+    /// any read-only mount.
+    pub async fn set_mount_group(&self, gid: u32) -> Result<(), FsError> {
+        match &self.owned {
+            Some(volume) => volume.fs.set_mount_group(gid).await,
+            None => Ok(()),
+        }
+    }
+
     /// See [`Volume::opening`](super::Volume::opening); `None`: the dataset needs no owner.
     pub fn opening(&self) -> Option<u64> {
         self.owned.as_ref().map(|volume| volume.opening)

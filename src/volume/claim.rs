@@ -15,8 +15,8 @@ use super::VolumeError;
 use super::lease::{ExpiredLease, Ownership};
 use super::ownership::{self, Before};
 use crate::catalog::{Catalog, CatalogError, Dataset, Owner};
-use crate::fs::FsError;
 use crate::fs::db::{self, DbPlace};
+use crate::fs::{FsError, Lease};
 use crate::telemetry::Injected;
 use crate::types::{ClaimId, DatasetId, Epoch, SessionId};
 use std::sync::Arc;
@@ -90,6 +90,14 @@ impl ActiveClaim {
         match self {
             Self::Volume(ownership) => ownership.is_of(claim),
             Self::Maintenance(mine) => *mine == claim,
+        }
+    }
+
+    /// Returns whether this process may answer under the claim: a volume's lease may have expired.
+    pub fn holds(&self) -> bool {
+        match self {
+            Self::Volume(ownership) => ownership.holds(),
+            Self::Maintenance(_) => true,
         }
     }
 

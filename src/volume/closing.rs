@@ -102,9 +102,10 @@ impl Volumes {
             CloseAction::Steps => {}
         }
         if let Some(open) = entry.open()
-            && reason != CloseReason::Revoked
+            && (reason != CloseReason::Revoked || open.volume.dataset.is_shared())
         {
-            // Its clients retry, and find the volume opened again, or another owner.
+            // Its clients retry, and find the volume opened again, or another owner. After a
+            // revocation those of a volume of one node get ESTALE instead (R25).
             open.volume.fs.hold_calls();
         }
         self.finish_close(entry).await.map(|()| Closing::Closed)

@@ -27,6 +27,27 @@ pub async fn checkpoint_released(
     name: &str,
 ) -> Result<CheckpointId, VolumeError> {
     let work = async |held: &Maintained| checkpoint(settings, pool, held, name).await;
+    maintain(settings, pool, id, work).await.map(|(made, _)| made)
+}
+
+/// As [`checkpoint_released`], if nobody has opened the dataset's database since its writer epoch
+/// was `expected`, and the epoch of the opening that made it; `None`: somebody has.
+///
+/// # Errors
+/// [`VolumeError::Owned`] when a node owns it, or took it meanwhile.
+pub async fn checkpoint_unchanged(
+    settings: &VolumeSettings,
+    pool: &Catalog,
+    id: DatasetId,
+    name: &str,
+    expected: Epoch,
+) -> Result<Option<(CheckpointId, Epoch)>, VolumeError> {
+    let work = async |held: &Maintained| {
+        if held.epoch != expected {
+            return Ok(None);
+        }
+        checkpoint(settings, pool, held, name).await.map(Some)
+    };
     maintain(settings, pool, id, work).await
 }
 
@@ -261,21 +282,22 @@ async fn taken(pool: &Catalog, id: DatasetId, dataset: String) -> Result<VolumeE
     Ok(lost_to(dataset, pool.dataset_by_id(id).await?.and_then(|at| at.record.owner)))
 }
 
+/// Returns also the writer epoch of the opening that made it.
 async fn checkpoint(
     settings: &VolumeSettings,
     pool: &Catalog,
     held: &Maintained,
     name: &str,
-) -> Result<CheckpointId, FsError> {
+) -> Result<(CheckpointId, Epoch), FsError> {
     if held.epoch > Epoch(0) {
         return db::checkpoint_closed(&held.place, name, held.epoch).await;
     }
     // The dataset was never opened: it has no root directory yet.
     let fs = open(settings, pool, held).await?;
-    let made = fs.snapshot(name).await;
+    let (made, epoch) = (fs.snapshot(name).await, fs.epoch());
     let closed = fs.close().await;
     let made = made?;
-    closed.map(|()| made)
+    closed.map(|()| (made, epoch))
 }
 
 async fn open(settings: &VolumeSettings, pool: &Catalog, held: &Maintained) -> Result<Fs, FsError> {

@@ -12,7 +12,7 @@ use super::lifecycle::ClaimOutcome;
 use super::ownership::{self, Before};
 use super::restoring::end_restore;
 use super::volumes::{Volume, Volumes};
-use crate::catalog::{Catalog, Dataset, Snapdir};
+use crate::catalog::{Catalog, Dataset};
 use crate::fs::{Fs, FsError};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -120,9 +120,6 @@ impl Volumes {
         };
         let handle_key = pool.keyring().handle_key(dataset.incarnation, &dataset.handle_secret);
         let fs = Arc::new(fs);
-        if dataset.properties.snapdir == Snapdir::Visible {
-            fs.show_snapshots();
-        }
         let exported = ExportedFs::live(
             fs.clone(),
             pool.clone(),

@@ -175,6 +175,7 @@ mod tests {
             snapshot_serial: 0,
             detached: false,
             form: Form::Writable,
+            modified: false,
             restoring: None,
         }
     }

@@ -116,6 +116,16 @@ impl RootReader {
         }
     }
 
+    /// A snapshot without being registered, for callers that look afterwards whether its record is
+    /// still there: while it is being collected, a state of before may be read, or an error.
+    pub async fn snapshot_unregistered(
+        settings: &VolumeSettings,
+        pool: &Catalog,
+        snapshot: Snapshot,
+    ) -> Result<Self, VolumeError> {
+        Ok(Self::at(settings, pool, snapshot, None).await?.0)
+    }
+
     async fn at(
         settings: &VolumeSettings,
         pool: &Catalog,
@@ -124,10 +134,18 @@ impl RootReader {
     ) -> Result<(Self, Snapshot), VolumeError> {
         let place = settings.place(pool, snapshot.family, snapshot.dataset.incarnation);
         let opened = match snapshot.checkpoint {
-            Some(checkpoint) => Reader::at_checkpoint(&place, CheckpointId(checkpoint)).await,
+            Some(checkpoint) => {
+                Box::pin(Reader::at_checkpoint(&place, CheckpointId(checkpoint))).await
+            }
             None => Err(FsError::Corrupt("it is ready but names no checkpoint".to_owned())),
         };
-        let reader = opened.map_err(failed(snapshot.name.as_str()))?;
+        let reader = match opened {
+            Ok(reader) => reader,
+            Err(error) => {
+                end(registration.as_ref()).await;
+                return Err(failed(snapshot.name.as_str())(error));
+            }
+        };
         let chunks = settings.chunks(pool, snapshot.family);
         Ok((Self { reader, chunks, registration }, snapshot))
     }
@@ -146,13 +164,18 @@ impl RootReader {
     /// # Errors
     /// [`FsError::Corrupt`] when the database has no superblock.
     pub async fn into_view(self) -> Result<RootView, FsError> {
-        let view = SnapshotFs::new(self.reader, self.chunks).await?;
-        Ok(RootView { view, registration: self.registration })
+        match SnapshotFs::new(self.reader, self.chunks).await {
+            Ok(view) => Ok(RootView { view, registration: self.registration }),
+            Err(error) => {
+                end(self.registration.as_ref()).await;
+                Err(error)
+            }
+        }
     }
 
     pub async fn close(self) -> Result<(), FsError> {
         let closed = self.reader.close().await;
-        end(self.registration).await;
+        end(self.registration.as_ref()).await;
         closed
     }
 }
@@ -162,14 +185,15 @@ impl RootView {
         &self.view
     }
 
-    pub async fn close(self) -> Result<(), FsError> {
+    /// Ends the registration; nothing can be read any longer.
+    pub async fn close(&self) -> Result<(), FsError> {
         let closed = self.view.close().await;
-        end(self.registration).await;
+        end(self.registration.as_ref()).await;
         closed
     }
 }
 
-async fn end(registration: Option<RenewedRegistration>) {
+async fn end(registration: Option<&RenewedRegistration>) {
     if let Some(registration) = registration {
         registration.registration.end().await;
     }

@@ -1,9 +1,9 @@
 //! Settings with which a process opens volumes, and the locations of their parts.
 
-use crate::catalog::{Catalog, Dataset};
+use crate::catalog::{Catalog, Dataset, Snapdir};
 use crate::chunk::{ChunkCache, ChunkStore};
 use crate::fs::db::{DbCache, DbPlace};
-use crate::fs::{FsMemory, FsOptions, RootAttr, SyncMode};
+use crate::fs::{FsMemory, FsOptions, FsProperties, RootAttr, SyncMode};
 use crate::types::{FamilyId, Incarnation, SessionId, WallClock};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -42,11 +42,7 @@ impl VolumeSettings {
     pub(super) fn options(&self, dataset: &Dataset, journal: Option<PathBuf>) -> FsOptions {
         let properties = &dataset.properties;
         FsOptions {
-            sync: sync_mode(dataset),
-            quota_bytes: dataset.size,
-            quota_inodes: properties.quota_inodes,
-            record_bytes: properties.record_bytes,
-            codec: properties.codec,
+            properties: fs_properties(dataset),
             flush_interval: self.flush_interval,
             memory: self.memory.clone(),
             journal,
@@ -57,6 +53,19 @@ impl VolumeSettings {
             },
             clock: WallClock::default(),
         }
+    }
+}
+
+/// The properties of a dataset that may change while it is open.
+pub(super) fn fs_properties(dataset: &Dataset) -> FsProperties {
+    let properties = &dataset.properties;
+    FsProperties {
+        sync: sync_mode(dataset),
+        quota_bytes: dataset.size,
+        quota_inodes: properties.quota_inodes,
+        record_bytes: properties.record_bytes,
+        codec: properties.codec,
+        shows_snapshots: properties.snapdir == Snapdir::Visible,
     }
 }
 

@@ -7,7 +7,7 @@ use super::exported::ExportedFs;
 use super::lease::{ExpiredLease, LeaseRenewer, LeaseSettings, OwnershipEnd, Watch};
 use super::lifecycle::{CloseReason, CloseStep, OpenAction};
 use super::open_snapshots::OpenSnapshots;
-use super::settings::VolumeSettings;
+use super::settings::{VolumeSettings, fs_properties};
 use crate::catalog::{Catalog, Dataset, Owner};
 use crate::chunk::ChunkStore;
 use crate::fs::{Fs, FsError};
@@ -302,6 +302,14 @@ impl Volumes {
         }
     }
 
+    /// Applies the properties and quotas of the dataset's record to the open volume.
+    pub async fn set_properties(&self, dataset: &Dataset) -> Result<(), FsError> {
+        match self.get(dataset.id()) {
+            Some(volume) => volume.fs.set_properties(&fs_properties(dataset)).await,
+            None => Ok(()),
+        }
+    }
+
     /// Closes all volumes. The first failure, after all were tried.
     pub async fn close_all(&self) -> Result<(), VolumeError> {
         let ids: Vec<DatasetId> = self.inner.entries.lock().keys().copied().collect();
@@ -407,7 +415,8 @@ impl Volumes {
         tracing::error!(
             dataset = %volume.dataset.name,
             error = %why,
-            "volume lost: its mounts answer ESTALE until they are unmounted"
+            "volume lost: its mounts answer ESTALE until they are unmounted, or relay to the next \
+             owner if it is shared"
         );
         self.report(volume, why);
         volume.fs.abandon_within(ABANDON_LIMIT).await;

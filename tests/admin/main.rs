@@ -6,8 +6,12 @@
 mod checking;
 mod commands;
 mod naming;
+mod pipes;
+mod policies;
+mod properties;
 mod refusing;
 mod restoring;
+mod restoring_options;
 #[path = "../support/s3/mod.rs"]
 #[allow(dead_code, reason = "shared with other tests")]
 mod s3;

@@ -15,7 +15,7 @@ const LIMIT: Duration = Duration::from_secs(120);
 const LOOK: Duration = Duration::from_millis(100);
 const BODY_BYTES_MAX: usize = 1 << 20;
 
-fn config(room: &Path, server: &S3Server) -> PathBuf {
+pub fn config(room: &Path, server: &S3Server) -> PathBuf {
     let options: Vec<String> =
         server.options().iter().map(|(key, value)| format!("{key}: \"{value}\"")).collect();
     let text = format!(
@@ -27,13 +27,13 @@ fn config(room: &Path, server: &S3Server) -> PathBuf {
     path
 }
 
-fn command(config: &Path, args: &[&str]) -> Command {
+pub fn command(config: &Path, args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_zerofs-csi"));
     command.args(args).arg("--config").arg(config).stdin(Stdio::null());
     command
 }
 
-fn run(config: &Path, args: &[&str]) -> Answer {
+pub fn run(config: &Path, args: &[&str]) -> Answer {
     answer(command(config, args).output().unwrap())
 }
 

@@ -2,6 +2,8 @@
 //! shows up later.
 
 use super::commands::files_below;
+use super::refusing::{command, config, run};
+use super::s3::{Fault, Rule, S3Server};
 use super::serving::{Serving, write};
 use super::{Answer, Cli, answer};
 use std::process::{Child, Stdio};
@@ -77,4 +79,43 @@ async fn a_check_leaves_no_snapshot() {
     let own = cli.run(&["dataset", "snapshot", "create", "web", "check-0123456789abcdef"]);
     assert!(own.code == 2 && own.err.contains("choose another"), "{own:?}");
     serving.stop();
+}
+
+/// Each answer of the store takes so long that the signal comes in the middle of the work, with the
+/// reader's registration made and nothing read yet. (A history registers nothing.)
+#[tokio::test(flavor = "multi_thread")]
+async fn readers_that_are_stopped_leave_no_registration() {
+    let (room, store) = (tempfile::tempdir().unwrap(), S3Server::start());
+    let config = config(room.path(), &store);
+    let ok = |args: &[&str]| {
+        let done = run(&config, args);
+        assert_eq!(done.code, 0, "{args:?}: {done:?}");
+    };
+    ok(&["pool", "create"]);
+    ok(&["dataset", "create", "web"]);
+    for snapshot in ["s1", "s2", "s3"] {
+        ok(&["dataset", "snapshot", "create", "web", snapshot]);
+    }
+    store.script(Rule::any().then(Fault::slow(Duration::from_millis(250))));
+    let readers = || {
+        let mut keys = store.keys();
+        keys.retain(|key| key.contains("/readers/"));
+        keys
+    };
+    let target = room.path().join("copy").display().to_string();
+    for (args, says) in [
+        (&["dataset", "find", "*", "web"][..], "not complete"),
+        (&["dataset", "diff", "web@s1", "web@s2"], "not complete"),
+        (
+            &["dataset", "restore", "web@s1", "/", "--in-place", "--force", "--dry-run"],
+            "nothing was changed",
+        ),
+        (&["dataset", "restore", "web@s1", "/", &target], "again"),
+        (&["dataset", "ls", "web@s1", "/"], "not complete"),
+    ] {
+        let child = command(&config, args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
+        let ended = interrupt(child.unwrap(), || !readers().is_empty()).await;
+        assert!(ended.code == 130 && ended.err.contains(says), "{args:?}: {ended:?}");
+        assert_eq!(readers(), Vec::<String>::new(), "{args:?}");
+    }
 }

@@ -32,6 +32,7 @@ fn dataset(name: &str) -> Dataset {
         snapshot_serial: 0,
         detached: false,
         form: Default::default(),
+        modified: false,
         restoring: None,
     }
 }
@@ -51,6 +52,9 @@ fn snapshot(of: &Dataset, name: &str) -> Snapshot {
         dependants: Vec::new(),
         serial: 1,
         implied: false,
+        slot: None,
+        group: None,
+        holds: Default::default(),
     }
 }
 

@@ -359,7 +359,7 @@ fn play(way: &Way, sync: SyncMode, death: Death) -> bool {
     let store = FaultStore::memory();
     let bucket = || Bucket::on(store.clone(), Default::default()).with_limits(quick());
     let mut dataset = Dataset::new(bucket(), folder.path().to_owned());
-    dataset.options.sync = sync;
+    dataset.options.properties.sync = sync;
     let life = runtime();
     let (answered, died) = life.block_on(Box::pin(act(&store, &dataset, way, death)));
     drop(life);

@@ -4,6 +4,8 @@
 //!
 //! `ZEROFS_TEST_SIZE` (1) scales how many times of each step are met; `CRASH_SEEDS` the random
 //! histories of the committer.
+// As the library: an open volume is a deep type.
+#![recursion_limit = "256"]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod answers;

@@ -1,7 +1,9 @@
 //! A process on a pool: it does a script's calls, and dies when told to. A runtime of its own is
 //! the process: when it goes, so does every task of it.
 
-use crate::script::{Object, Op, Promise, Script, Tree, agrees, bytes, difference, small_name};
+use crate::script::{
+    Object, Op, Policy, Promise, Script, Tree, agrees, bytes, difference, small_name,
+};
 use crate::setup::{controller, new_volume, settings};
 use bytes::Bytes;
 use object_store::memory::InMemory;
@@ -10,9 +12,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use zerofs_csi::bucket::{Bucket, Credentials, Folder, Limits};
-use zerofs_csi::catalog::{Catalog, Properties, State};
+use zerofs_csi::catalog::{Catalog, Keep, KeepRules, Properties, SnapshotPolicy, State};
 use zerofs_csi::chunk::ChunkCache;
-use zerofs_csi::control::{ControlError, Controller, NewVolume, Source};
+use zerofs_csi::control::{ControlError, Controller, NewVolume, PropertyChanges, Source};
 use zerofs_csi::crypto::Secret;
 use zerofs_csi::fs::FsError;
 use zerofs_csi::fs::api::*;
@@ -22,7 +24,8 @@ use zerofs_csi::fs::key::{self, Key};
 use zerofs_csi::fs::row::{Row, Usage};
 use zerofs_csi::telemetry::Failpoints;
 use zerofs_csi::types::{
-    Class, Classify, EntryName, Incarnation, InodeNo, PackId, SnapshotHandle, VolumeHandle,
+    Class, Classify, EntryName, Incarnation, InodeNo, PackId, SnapshotHandle, Timestamp,
+    VolumeHandle,
 };
 use zerofs_csi::volume::{Volume, VolumeGuard, VolumeSettings, Volumes, place};
 
@@ -346,6 +349,13 @@ impl Process {
                 let handle = self.handle_of(VOLUME).await?.expect("it is there");
                 self.controller.expand_volume(handle, *bytes, None).await.map(drop).map_err(failed)
             }
+            Op::Inodes(quota) => {
+                let handle = self.handle_of(VOLUME).await?.expect("it is there");
+                let changes =
+                    PropertyChanges { inodes: Some(Some(*quota)), ..PropertyChanges::default() };
+                self.controller.set_properties(handle, changes).await.map(drop).map_err(failed)
+            }
+            Op::Policy(policy) => self.policy(*policy).await,
             Op::Snapshot(name) => {
                 let handle = self.handle_of(VOLUME).await?.expect("it is there");
                 self.controller
@@ -403,6 +413,33 @@ impl Process {
             .into_iter()
             .find(|volume| volume.dataset.name.to_string() == name)
             .map(|volume| volume.handle))
+    }
+
+    async fn policy(&self, policy: Policy) -> Done<()> {
+        let handle = self.handle_of(VOLUME).await?.expect("it is there");
+        let read = self.catalog.dataset_by_id(handle.dataset).await;
+        let read = read.map_err(|error| repeatable(&"policy", &error))?;
+        let dataset = read.expect("it is there").record;
+        let pool = self.controller.pools().get(None).expect("the only pool");
+        let now = Timestamp::from_parts(1_800_000_000, 0);
+        let done = match policy {
+            Policy::Set => {
+                let policy = SnapshotPolicy {
+                    schedule: "1h".to_owned(),
+                    time_zone: "UTC".to_owned(),
+                    prefix: "auto-".to_owned(),
+                    skip_empty: false,
+                    keep: KeepRules { last: Some(Keep::Count(3)), ..KeepRules::default() },
+                };
+                self.controller.set_policy(pool, &dataset, policy, now).await.map(drop)
+            }
+            Policy::Deleted => match self.controller.delete_policy(pool, &dataset, now).await {
+                // By the call that failed after it.
+                Err(error) if error.class() == Class::NotFound => Ok(()),
+                deleted => deleted,
+            },
+        };
+        done.map_err(|error| repeatable(&"policy", &error))
     }
 
     async fn snapshot(&self, name: &str) -> Done<Option<SnapshotHandle>> {

@@ -43,6 +43,10 @@ pub enum Op {
     /// Closes and opens again.
     Reopen,
     Expand(u64),
+    /// Gives the volume this inode quota.
+    Inodes(u64),
+    /// Gives the volume a snapshot policy, or takes it away.
+    Policy(Policy),
     Snapshot(&'static str),
     /// A volume from a snapshot, by name; it is compared with what the snapshot was taken of.
     Clone(&'static str, &'static str),
@@ -51,6 +55,12 @@ pub enum Op {
     Delete(&'static str),
     DeleteSnapshot(&'static str),
     Collect,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Policy {
+    Set,
+    Deleted,
 }
 
 /// The durability of an answered call (`sync=standard`).
@@ -280,6 +290,8 @@ fn life() -> Script {
         Op::Until("fs.content.before-unmask"),
         Op::Clone("clone", "s"),
         Op::Expand(1 << 30),
+        Op::Inodes(1 << 20),
+        Op::Policy(Policy::Set),
         Op::Reopen,
         Op::Write { path: "d/big", at: 2_000, len: 100_000, seed: 6 },
         Op::Rename("d/big", "b"),
@@ -289,6 +301,7 @@ fn life() -> Script {
         Op::Delete("clone"),
         Op::DeleteSnapshot("s"),
         Op::Collect,
+        Op::Policy(Policy::Deleted),
         Op::Truncate("b", 0),
         Op::Write { path: "b", at: 70_000, len: 50_000, seed: 7 },
         Op::Delete("copy"),

@@ -32,6 +32,9 @@ const ELSEWHERE: &[(&str, &str)] = &[
     ("catalog.sweep", "tests/catalog/faults.rs"),
     // An object of a folder that is linked and not durable yet.
     ("bucket.folder.linked", "tests/bucket/folder.rs"),
+    // A node that makes its channel known.
+    ("channel.before-publish", "src/control/node/tests.rs"),
+    ("channel.after-publish", "src/control/node/tests.rs"),
     // A damaged volume.
     ("control.damage.reported", "src/control/damage_report.rs"),
     ("control.damage.posted", "tests/lifecycle/cluster.rs"),
@@ -45,17 +48,36 @@ const ELSEWHERE: &[(&str, &str)] = &[
     ("collect.checkpoint", "tests/history/steps.rs"),
     // A close that has to open the volume again.
     ("volume.close.recover", "tests/lifecycle/closing.rs"),
+    // The turns of snapshot policies.
+    ("control.policy.claim", "tests/lifecycle/policies.rs"),
+    ("control.policy.claim-released", "tests/lifecycle/policies.rs"),
+    ("control.policy.expire", "tests/lifecycle/policies.rs"),
+    // A group snapshot.
+    ("control.group.begin", "tests/lifecycle/groups.rs"),
+    ("control.group.intent", "tests/lifecycle/groups.rs"),
+    ("control.group.intents", "tests/lifecycle/groups.rs"),
+    ("control.group.frozen", "tests/lifecycle/groups.rs"),
+    ("control.group.cut", "tests/lifecycle/groups.rs"),
+    ("control.group.thawed", "tests/lifecycle/groups.rs"),
+    ("control.group.ready", "tests/lifecycle/groups.rs"),
+    ("control.group.member", "tests/lifecycle/groups.rs"),
+    ("control.group.discard", "tests/lifecycle/groups.rs"),
+    ("control.group.tombstone", "tests/lifecycle/groups.rs"),
+    ("control.group.member-tombstone", "tests/lifecycle/groups.rs"),
+    ("control.group.removed", "tests/lifecycle/groups.rs"),
     // A restore in place.
     ("control.restore.begin", "tests/lifecycle/restore.rs"),
     ("control.restore.intent", "tests/lifecycle/restore.rs"),
     ("control.restore.pinned", "tests/lifecycle/restore.rs"),
     ("control.restore.durable", "tests/lifecycle/restore.rs"),
     ("fs.restore.object", "tests/lifecycle/restore.rs"),
+    ("fs.restore.kept", "tests/lifecycle/restore.rs"),
     ("fs.content.copied", "tests/lifecycle/restore.rs"),
     ("volume.restore.forget", "tests/lifecycle/restore.rs"),
     // A snapshot that is read, and one that is a volume.
     ("control.create.reader", "tests/lifecycle/read_only.rs"),
     ("catalog.reading", "tests/lifecycle/snapdir.rs"),
+    ("catalog.heartbeat.listed", "tests/lifecycle/copied.rs"),
     ("catalog.reading-ended", "tests/lifecycle/snapdir.rs"),
     ("volume.snapshot.registered", "tests/lifecycle/snapdir.rs"),
     // A clone that would read too many ancestors.

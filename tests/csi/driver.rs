@@ -13,6 +13,7 @@ use tonic::transport::{Channel, Endpoint, Uri};
 use tonic::{Code, Response, Status};
 use zerofs_csi::app::{self, Config, ServeOptions};
 use zerofs_csi::csi::proto::v1::controller_client::ControllerClient;
+use zerofs_csi::csi::proto::v1::group_controller_client::GroupControllerClient;
 use zerofs_csi::csi::proto::v1::identity_client::IdentityClient;
 use zerofs_csi::csi::proto::v1::node_client::NodeClient;
 use zerofs_csi::csi::proto::v1::volume_capability::access_mode::Mode;
@@ -77,6 +78,7 @@ impl Driver {
         .unwrap();
         let socket = dir.path().join(format!("{seat}csi.sock"));
         let options = ServeOptions {
+            admin: None,
             state_dir: dir.path().join(format!("{seat}state")),
             csi_endpoint: Some(socket.clone()),
             nfs_listen: None,
@@ -121,6 +123,10 @@ impl Driver {
 
     pub fn controller(&self) -> ControllerClient<Channel> {
         ControllerClient::new(self.channel.clone())
+    }
+
+    pub fn groups(&self) -> GroupControllerClient<Channel> {
+        GroupControllerClient::new(self.channel.clone())
     }
 
     pub fn node(&self) -> NodeClient<Channel> {
@@ -194,6 +200,14 @@ impl Driver {
     ) -> Result<Response<NodeUnpublishVolumeResponse>, Status> {
         let request = NodeUnpublishVolumeRequest { volume_id: id.into(), target_path: text(at) };
         self.node().node_unpublish_volume(request).await
+    }
+
+    /// The adverse conditions of a staged volume.
+    pub async fn health(&self, id: &str) -> Result<Vec<(VolumeHealthErrorType, String)>, Status> {
+        let request = NodeGetVolumeHealthRequest { volume_id: id.to_owned(), ..Default::default() };
+        let health = self.node().node_get_volume_health(request).await?.into_inner();
+        let statuses = health.volume_health.unwrap().health_statuses;
+        Ok(statuses.into_iter().map(|entry| (entry.status(), entry.reason)).collect())
     }
 
     pub async fn unstage(

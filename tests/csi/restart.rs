@@ -102,7 +102,11 @@ async fn one_bad_record_keeps_nobody_waiting() {
         Code::FailedPrecondition,
         "lost",
     );
+    assert_eq!(driver.health(&good).await.unwrap(), []);
+    let lost_here = (VolumeHealthErrorType::Inaccessible, "OwnershipLost".to_owned());
+    assert_eq!(driver.health(&bad).await.unwrap(), [lost_here]);
     driver.unstage(&bad, &lost).await.unwrap();
     driver.unstage(&good, &at).await.unwrap();
     assert_eq!(driver.mounter.list().await.unwrap(), []);
+    refused(driver.health(&good).await, Code::NotFound, "on this node");
 }

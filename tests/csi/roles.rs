@@ -56,7 +56,7 @@ impl Roles {
         let (said, heard) = oneshot::channel();
         let (config_, stop_) = (config(), stop.clone());
         let controller = tokio::spawn(async move {
-            app::controller(config_, &at_controller, None, &tell(said), stop_).await
+            app::controller(config_, &at_controller, None, None, &tell(said), stop_).await
         });
         ready(heard).await;
         let (said, heard) = oneshot::channel();

@@ -1,10 +1,14 @@
 //! The life of volumes, and what each call says when it is repeated.
 
 use crate::driver::*;
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use tonic::Code;
+use zerofs_csi::bucket::{Bucket, Credentials, Folder, Limits};
+use zerofs_csi::catalog::Catalog;
+use zerofs_csi::chunk::Codec;
 use zerofs_csi::csi::proto::v1::volume_capability::access_mode::Mode;
 use zerofs_csi::csi::proto::v1::*;
+use zerofs_csi::types::SyncMode;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_driver_says_what_it_is() {
@@ -18,7 +22,7 @@ async fn the_driver_says_what_it_is() {
     );
     let capabilities =
         driver.identity().get_plugin_capabilities(GetPluginCapabilitiesRequest {}).await.unwrap();
-    assert_eq!(capabilities.into_inner().capabilities.len(), 2);
+    assert_eq!(capabilities.into_inner().capabilities.len(), 3);
     let node = driver.node().node_get_info(NodeGetInfoRequest {}).await.unwrap().into_inner();
     assert!(
         !node.node_id.is_empty()
@@ -82,7 +86,53 @@ async fn a_volume_grows_and_never_shrinks() {
     let get = ControllerGetVolumeRequest { volume_id: volume.volume_id.clone() };
     let got = driver.controller().controller_get_volume(get).await.unwrap().into_inner();
     assert_eq!(got.volume.unwrap().capacity_bytes, 3 * GIB);
-    assert_eq!(got.status.unwrap().volume_condition, None, "1.13 removes it");
+}
+
+/// As a VolumeAttributesClass does: at creation, later, and back again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_class_of_attributes_is_given_and_changed() {
+    let driver = Driver::start().await;
+    let class = |pairs: &[(&str, &str)]| {
+        pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect::<HashMap<_, _>>()
+    };
+    let fast = class(&[("sync", "disabled"), ("compression", "none")]);
+    let request = CreateVolumeRequest { mutable_parameters: fast.clone(), ..new_volume("changes") };
+    let create = || {
+        let (mut controller, request) = (driver.controller(), request.clone());
+        async move { controller.create_volume(request).await }
+    };
+    let volume = create().await.unwrap().into_inner().volume.unwrap();
+    let id = volume.volume_id.clone();
+    let modify = |id: &str, mutable_parameters: HashMap<String, String>| {
+        let mut controller = driver.controller();
+        let volume_id = id.to_owned();
+        let request =
+            ControllerModifyVolumeRequest { volume_id, mutable_parameters, ..Default::default() };
+        async move { controller.controller_modify_volume(request).await }
+    };
+    let safe = class(&[("sync", "always"), ("inodeQuota", "500")]);
+    for again in [&safe, &safe, &fast] {
+        modify(&id, again.clone()).await.unwrap();
+    }
+    assert_eq!(create().await.unwrap().into_inner().volume.unwrap(), volume, "a late retry");
+    let url = format!("file://{}", driver.path("pool").display()).parse().unwrap();
+    let bucket =
+        Bucket::open(&url, &Credentials::default(), Folder::MustExist, Limits::default()).unwrap();
+    let catalog = Catalog::open(bucket, None).await.unwrap();
+    let record = catalog.dataset(&"changes".parse().unwrap()).await.unwrap().unwrap().record;
+    let properties = record.properties;
+    assert_eq!((properties.sync, properties.codec), (Some(SyncMode::Disabled), Codec::None));
+    assert_eq!(properties.quota_inodes, Some(500), "a class changes what it names");
+
+    let refusals = [
+        ("", &safe, Code::InvalidArgument, "volume_id"),
+        ("none-of-ours", &safe, Code::NotFound, "no such volume"),
+        (&*id, &class(&[("uid", "5")]), Code::InvalidArgument, "chosen once"),
+        (&*id, &class(&[("recordsize", "5k")]), Code::InvalidArgument, "power of two"),
+    ];
+    for (id, parameters, code, why) in refusals {
+        refused(modify(id, parameters.clone()).await, code, why);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -37,6 +37,13 @@ async fn until_ready(channel: &Channel) {
     panic!("the pool exists and is not opened");
 }
 
+async fn storage_health(
+    node: &NodeClient<Channel>,
+) -> Vec<node_get_storage_health_response::StorageBackendHealth> {
+    let request = NodeGetStorageHealthRequest::default();
+    node.clone().node_get_storage_health(request).await.unwrap().into_inner().backend_health
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn controller_and_node_start_before_their_pool() {
     let dir = tempfile::tempdir().unwrap();
@@ -52,7 +59,7 @@ async fn controller_and_node_start_before_their_pool() {
                 let _ = ready.lock().take().map(|ready| ready.send(()));
             };
             if role == "controller" {
-                return app::controller(config, &endpoint, None, &tell, stop).await;
+                return app::controller(config, &endpoint, None, None, &tell, stop).await;
             }
             let options = NodeOptions {
                 node_id: Some("node-1".to_owned()),
@@ -96,9 +103,15 @@ async fn controller_and_node_start_before_their_pool() {
         "not open yet",
     );
 
+    let backends = storage_health(&node).await;
+    let unreachable = StorageHealthErrorType::StorageUnreachable;
+    assert_eq!(backends.len(), 1, "{backends:?}");
+    assert!(backends[0].status() == unreachable && backends[0].message.contains("default"));
+
     PoolConfig::at(config(dir.path()).pools["default"].url.clone()).create().await.unwrap();
     until_ready(&channels[0]).await;
     until_ready(&channels[1]).await;
+    assert_eq!(storage_health(&node).await, []);
     let made = controller
         .clone()
         .create_volume(new_volume("v"))

@@ -7,7 +7,7 @@ use crate::wire::{Wire, accepted, fh, nfs, pack, place};
 use nfs3_types::nfs3::*;
 use nfs3_types::xdr_codec::Opaque;
 use zerofs_csi::fs::SyncMode;
-use zerofs_csi::fs::api::{Attr, Caller, CreateHow, FileSystem, SetAttr, Stability};
+use zerofs_csi::fs::api::{Attr, CallId, Caller, CreateHow, FileSystem, SetAttr, Stability};
 use zerofs_csi::nfs::client::{Credentials, FileHandle};
 use zerofs_csi::types::EntryName;
 
@@ -185,7 +185,7 @@ pub async fn send(served: &Served, record: &[u8]) -> (u32, Option<Vec<u8>>) {
 
 async fn play(sync: SyncMode, then: Then) {
     let mut home = Home::new();
-    home.dataset.options.sync = sync;
+    home.dataset.options.properties.sync = sync;
     let served = home.serve().await;
     let client = served.client(&Credentials::root()).await;
     let root = served.root(&client).await;
@@ -302,6 +302,49 @@ async fn a_repeated_truncation_takes_nothing_that_was_written_since() {
         );
         served.fs.close().await.unwrap();
     }
+}
+
+/// What one client was answered stays remembered while another sends more calls than are
+/// remembered in all: also by the process that comes next.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_repeated_call_gets_its_first_answer_whatever_others_have_sent() {
+    const OTHERS: u32 = 4500;
+    let mut home = Home::new();
+    let mut served = home.serve().await;
+    let client = served.client(&Credentials::root()).await;
+    let root = served.root(&client).await;
+    make(&served, "gone").await;
+    let args = REMOVE3args { object: place(root.as_bytes(), b"gone") };
+    let record = nfs(5, 12, &pack(&args));
+    assert_eq!(send(&served, &record).await.0, 0);
+    let other = |xid| {
+        let call = CallId { client: 99, xid, checksum: 1 };
+        Caller { call: Some(call), ..Caller::root() }
+    };
+    for xid in 0..OTHERS {
+        let set = SetAttr { mode: Some(0o700 + xid % 8), ..SetAttr::default() };
+        served.fs.setattr(&other(xid), served.fs.root(), set, None).await.unwrap();
+    }
+    make(&served, "gone").await;
+    let since = found(&served, "gone").await.unwrap().file;
+    for restarted in [false, true] {
+        assert_eq!(send(&served, &record).await.0, 0, "restarted: {restarted}");
+        let there = found(&served, "gone").await.map(|attr| attr.file);
+        assert_eq!(there, Some(since), "restarted: {restarted}");
+        // The newest of the other client are remembered too, and its oldest are not.
+        for (xid, mode) in [(OTHERS - 2, 0o755), (u32::from(restarted), 0o700)] {
+            let set = SetAttr { mode: Some(0o755), ..SetAttr::default() };
+            served.fs.setattr(&Caller::root(), served.fs.root(), set, None).await.unwrap();
+            let set = SetAttr { mode: Some(0o700), ..SetAttr::default() };
+            served.fs.setattr(&other(xid), served.fs.root(), set, None).await.unwrap();
+            let now = served.fs.getattr(served.fs.root()).await.unwrap().mode;
+            assert_eq!(now, mode, "{xid}, restarted: {restarted}");
+        }
+        if !restarted {
+            served = home.again(served, Death::Process).await;
+        }
+    }
+    served.fs.close().await.unwrap();
 }
 
 /// Nor must a change of mode that comes late take back what was changed since.

@@ -35,7 +35,7 @@ struct Exerciser {
 impl Exerciser {
     async fn new(seed: u64, record_bytes: u32) -> Self {
         let mut home = Home::new();
-        home.dataset.options.record_bytes = record_bytes;
+        home.dataset.options.properties.record_bytes = record_bytes;
         let served = home.serve().await;
         let client = served.client(&Credentials::root()).await;
         let root = served.root(&client).await;
@@ -298,10 +298,10 @@ async fn exercise(record_bytes: u32) {
 /// The records of a file keep the size that it was created with (R6).
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_file_of_small_records_is_what_was_written() {
-    exercise(4096).await;
+    Box::pin(exercise(4096)).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_file_of_large_records_is_what_was_written() {
-    exercise(128 << 10).await;
+    Box::pin(exercise(128 << 10)).await;
 }

@@ -180,7 +180,7 @@ async fn calls(served: &Served, root: &FileHandle) -> Vec<Call> {
 
 async fn play(sync: SyncMode) {
     let mut home = Home::new();
-    home.dataset.options.sync = sync;
+    home.dataset.options.properties.sync = sync;
     let served = home.serve().await;
     let client = served.client(&Credentials::root()).await;
     let root = served.root(&client).await;

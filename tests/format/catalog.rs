@@ -65,6 +65,7 @@ fn dataset() -> Dataset {
         snapshot_serial: 18,
         detached: true,
         form: Form::Writable,
+        modified: false,
         restoring: None,
     }
 }
@@ -95,6 +96,25 @@ fn snapshot() -> Snapshot {
         dependants: vec![Incarnation::from_bytes([9; 16])],
         serial: 17,
         implied: true,
+        slot: None,
+        holds: Default::default(),
+        group: None,
+    }
+}
+
+fn group_snapshot() -> GroupSnapshot {
+    let member = |checkpoint, referenced| GroupMember {
+        dataset: snapshot().dataset,
+        snapshot: Incarnation::from_bytes([12; 16]),
+        checkpoint,
+        referenced,
+    };
+    GroupSnapshot {
+        name: "g".parse().unwrap(),
+        incarnation: Incarnation::from_bytes([13; 16]),
+        state: State::Ready,
+        created: Timestamp::from_nanos(42),
+        members: vec![member(None, None), member(Some([8; 16]), Some(4096))],
     }
 }
 
@@ -149,6 +169,9 @@ fn records() {
     let shown = Properties { snapdir: Snapdir::Visible, ..dataset().properties };
     let text = serde_json::to_string(&shown).unwrap();
     assert!(text.ends_with(r#","root_mode":1533,"snapdir":"visible"}"#), "{text}");
+    let modified = Dataset { modified: true, ..dataset() };
+    let text = serde_json::to_string(&modified).unwrap();
+    assert!(text.ends_with(r#","detached":true,"modified":true}"#), "{text}");
     let frozen = Dataset { form: Form::Snapshot, restoring: Some(snapshot_id()), ..dataset() };
     let text = serde_json::to_string(&frozen).unwrap();
     assert!(
@@ -169,6 +192,15 @@ fn records() {
         Some(claim),
         include_str!("golden/name-claim.json"),
     );
+    check(
+        "names/group/k/00000000000000000001",
+        Some(group_snapshot()),
+        include_str!("golden/group-snapshot.json"),
+    );
+    let member = Snapshot { group: Some(group_snapshot().id()), ..snapshot() };
+    let text = serde_json::to_string(&member).unwrap();
+    let group = group_snapshot().id();
+    assert!(text.ends_with(&format!(r#","implied":true,"group":"{group}"}}"#)), "{text}");
     check::<Dataset>("datasets/k/00000000000000000008", None, include_str!("golden/end.json"));
     let heartbeat = Heartbeat { node: "node-1".into(), lease_millis: 45_000, boot: None };
     check(
@@ -179,10 +211,75 @@ fn records() {
     check("nodes/s/revocation/c", Some(revocation()), include_str!("golden/revocation.json"));
     check("nodes/s/damage/d", Some(damage_report()), include_str!("golden/damage.json"));
     check(
+        "nodes/s/channel/00000000000000000001",
+        Some(channel()),
+        include_str!("golden/channel.json"),
+    );
+    check(
         "collector/00000000000000000001",
         Some(collector()),
         include_str!("golden/collector.json"),
     );
+}
+
+fn channel() -> NodeChannel {
+    NodeChannel {
+        node: "node-1".into(),
+        address: Some("192.0.2.1:12050".parse().unwrap()),
+        relays: true,
+        key_sha256: "0a".repeat(32),
+    }
+}
+
+fn policy() -> PolicyRecord {
+    PolicyRecord {
+        dataset: revocation().dataset,
+        policy: Some(SnapshotPolicy {
+            schedule: "30 2 * * *".into(),
+            time_zone: "Europe/Berlin".into(),
+            prefix: "auto-".into(),
+            skip_empty: true,
+            keep: KeepRules {
+                last: Some(Keep::Secs(7200)),
+                daily: Some(Keep::Count(7)),
+                ..KeepRules::default()
+            },
+        }),
+        changed: Timestamp::from_nanos(42),
+    }
+}
+
+fn policy_run() -> PolicyRun {
+    PolicyRun {
+        holder: Some(SessionId::from_bytes([4; 16])),
+        node: "node-1".into(),
+        lease_millis: 45_000,
+        done: Some(Timestamp::from_nanos(42)),
+        failed: vec![Incarnation::from_bytes([7; 16])],
+    }
+}
+
+#[test]
+fn policies_and_what_they_hold() {
+    check("policies/d/00000000000000000001", Some(policy()), include_str!("golden/policy.json"));
+    let deleted = PolicyRecord { policy: None, ..policy() };
+    check(
+        "policies/d/00000000000000000002",
+        Some(deleted),
+        include_str!("golden/policy-deleted.json"),
+    );
+    check(
+        "policy-run/00000000000000000001",
+        Some(policy_run()),
+        include_str!("golden/policy-run.json"),
+    );
+    let held = Snapshot {
+        slot: Some(Timestamp::from_nanos(42)),
+        holds: ["audit".to_owned(), "legal".to_owned()].into(),
+        ..snapshot()
+    };
+    let text = serde_json::to_string(&held).unwrap();
+    assert!(text.ends_with(r#","implied":true,"slot":42,"holds":["audit","legal"]}"#), "{text}");
 }
 
 fn collector() -> CollectorClaim {
@@ -200,6 +297,7 @@ async fn keys() {
     pool.insert_dataset(Dataset { name: "d".parse().unwrap(), ..dataset() }).await.unwrap();
     pool.insert_snapshot(snapshot()).await.unwrap();
     pool.claim_csi_snapshot_name("snapshot-1", snapshot_id()).await.unwrap();
+    pool.insert_group_snapshot(group_snapshot()).await.unwrap();
     let session = SessionId::from_bytes([4; 16]);
     pool.put_heartbeat(
         session,
@@ -210,20 +308,27 @@ async fn keys() {
     .unwrap();
     pool.put_revocation(session, &revocation()).await.unwrap();
     pool.put_damage_report(session, &damage_report()).await.unwrap();
+    pool.put_channel(session, 2, &channel()).await.unwrap();
     pool.write_collector_claim(None, collector()).await.unwrap();
+    pool.write_policy(policy()).await.unwrap();
+    pool.write_policy_run(None, policy_run()).await.unwrap();
     let keys: Vec<_> = pool.bucket().list("").await.unwrap().into_iter().map(|l| l.key).collect();
     assert_eq!(
         keys,
         [
             "collector/00000000000000000001".to_owned(),
             format!("datasets/{}/00000000000000000001", NameKey::of("dataset", "d")),
+            format!("names/group/{}/00000000000000000001", NameKey::of("group-snapshot", "g")),
             format!(
                 "names/snapshot/{}/00000000000000000001",
                 NameKey::of("csi-snapshot", "snapshot-1")
             ),
+            format!("nodes/{session}/channel/00000000000000000002"),
             format!("nodes/{session}/damage/{}", Incarnation::from_bytes([7; 16])),
             format!("nodes/{session}/heartbeat/00000000000000000003"),
             format!("nodes/{session}/revocation/{}", revocation().claim),
+            format!("policies/{}/00000000000000000001", Incarnation::from_bytes([7; 16])),
+            "policy-run/00000000000000000001".to_owned(),
             "pool/00000000000000000001".to_owned(),
             format!(
                 "snapshots/{}/{}/00000000000000000001",

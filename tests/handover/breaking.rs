@@ -31,7 +31,7 @@ async fn a_process_that_does_not_fit_is_refused() {
     let load = Load::start(at, 2).await;
     let state = room.state();
     let refused = [
-        (hello(&room).replace("[2,2]", "[3,7]"), "versions 3 to 7"),
+        (hello(&room).replace("[2,2]", "[4,7]"), "versions 4 to 7"),
         (hello(&room).replace("[2,2]", "[1,1]"), "versions 1 to 1"),
         (hello(&room).replace("serve", "node"), "--state-dir"),
         (hello(&room).replace("null", r#""elsewhere""#), "elsewhere"),

@@ -1,6 +1,6 @@
 //! Credentials that expire, and the roll-out of others.
 
-use super::process::{LIMIT, Room};
+use super::process::{LIMIT, Room, Server};
 use crate::s3::S3Server;
 use bytes::Bytes;
 use std::net::SocketAddr;
@@ -86,45 +86,70 @@ impl Writer {
     }
 }
 
+/// Options of the store but for its key.
+fn options(server: &S3Server) -> String {
+    let options = server.options().into_iter().filter(|(name, _)| *name != "access_key_id");
+    options.map(|(name, value)| format!("{name}: \"{value}\"")).collect::<Vec<_>>().join(", ")
+}
+
+/// Writes the configuration of a pool with these lines, and returns its path.
+fn configured(room: &Room, name: &str, lines: &str) -> String {
+    let path = room.path(&format!("{name}.yaml"));
+    let text = format!("pools: {{ a: {{ url: \"s3://test/pool\", {lines} }} }}\n");
+    std::fs::write(&path, text).unwrap();
+    path.display().to_string()
+}
+
+/// A server on a new pool, and a writer in its dataset.
+struct Scene {
+    first: Server,
+    client: Client,
+    root: FileHandle,
+    writer: Arc<Writer>,
+    working: tokio::task::JoinHandle<()>,
+}
+
+impl Scene {
+    async fn start(room: &Room, config: &str) -> Self {
+        Room::ok_with(config, &["pool", "create"]);
+        Room::ok_with(config, &["dataset", "create", "web", "--size", "1Gi"]);
+        let first = room.start_on(&["--config", config]);
+        let at = first.ready();
+        let client = Client::connect(at, &Credentials::root()).await.unwrap();
+        let root = client.mount("/web").await.unwrap();
+        let file = client.create(&root, b"file", &how()).await.unwrap().handle;
+        let (committed, enough) = (AtomicU64::new(0), AtomicBool::new(false));
+        let writer = Arc::new(Writer { at, file, committed, enough });
+        let working = tokio::spawn({
+            let writer = writer.clone();
+            async move { writer.work().await }
+        });
+        writer.more(20).await;
+        Self { first, client, root, writer, working }
+    }
+}
+
+fn how() -> CreateHow {
+    CreateHow::Guarded(SetAttr { mode: Some(0o644), ..SetAttr::default() })
+}
+
 /// The store refuses the old process, which therefore can flush nothing; it hands over all the
 /// same, and nothing is lost.
 #[tokio::test(flavor = "multi_thread")]
 async fn expired_credentials_are_replaced_without_loss() {
     let server = S3Server::start();
     let room = Room::empty();
-    let config = |name: &str| {
-        let mut options: Vec<String> =
-            server.options().iter().map(|(key, value)| format!("{key}: \"{value}\"")).collect();
-        options.retain(|option| !option.starts_with("access_key_id"));
-        let path = room.path(&format!("{name}.yaml"));
-        let credentials = format!("{}, access_key_id: {name}", options.join(", "));
-        let text = format!(
-            "pools: {{ a: {{ url: \"s3://test/pool\", credentials: {{ {credentials} }} }} }}\n"
-        );
-        std::fs::write(&path, text).unwrap();
-        path.display().to_string()
+    let config = |key: &str| {
+        let options = options(&server);
+        configured(&room, key, &format!("credentials: {{ {options}, access_key_id: {key} }}"))
     };
     let (old, new) = (config("old"), config("new"));
-    Room::ok_with(&old, &["pool", "create"]);
-    Room::ok_with(&old, &["dataset", "create", "web", "--size", "1Gi"]);
-    let first = room.start_on(&["--config", &old]);
-    let at = first.ready();
-    let client = Client::connect(at, &Credentials::root()).await.unwrap();
-    let root = client.mount("/web").await.unwrap();
-    let how = CreateHow::Guarded(SetAttr { mode: Some(0o644), ..SetAttr::default() });
-    let file = client.create(&root, b"file", &how).await.unwrap().handle;
-    let (committed, enough) = (AtomicU64::new(0), AtomicBool::new(false));
-    let writer = Arc::new(Writer { at, file, committed, enough });
-    let working = tokio::spawn({
-        let writer = writer.clone();
-        async move { writer.work().await }
-    });
-    writer.more(20).await;
+    let Scene { first, client, root, writer, working } = Scene::start(&room, &old).await;
     server.quirks(|quirks| quirks.expired_key = Some("old"));
     // Changes that were answered from the journal survive, too.
-    client.create(&root, b"made without the store", &how).await.unwrap();
+    client.create(&root, b"made without the store", &how()).await.unwrap();
     let next = room.start_on(&["--config", &new]);
-    assert_eq!(next.ready(), at, "it serves on the same socket");
+    assert_eq!(next.ready(), writer.at, "it serves on the same socket");
     // The first may have been answered before the key expired.
     writer.more(20).await;
     writer.enough.store(true, Ordering::SeqCst);
@@ -139,4 +164,38 @@ async fn expired_credentials_are_replaced_without_loss() {
         checked.as_array().unwrap().iter().all(|dataset| dataset["clean"] == true),
         "{checked}"
     );
+}
+
+/// A process in use follows the file of its credentials: wrong ones are not taken, right ones are,
+/// before and after the old ones have expired.
+#[tokio::test(flavor = "multi_thread")]
+async fn credentials_of_a_pool_in_use_follow_their_file() {
+    let server = S3Server::start();
+    let room = Room::empty();
+    let file = room.path("credentials.yaml");
+    let replace = |key: &str| {
+        let new = room.path("credentials.new");
+        std::fs::write(&new, format!("{{ {}, access_key_id: {key} }}", options(&server))).unwrap();
+        std::fs::rename(new, &file).unwrap();
+    };
+    replace("first");
+    let config = configured(&room, "pool", &format!("credentialsFile: \"{}\"", file.display()));
+    let Scene { first, writer, working, .. } = Scene::start(&room, &config).await;
+
+    server.quirks(|quirks| quirks.expired_key = Some("mistyped"));
+    replace("mistyped");
+    let since = Instant::now();
+    while server.keys_refused() == 0 {
+        assert!(since.elapsed() < LIMIT, "the file is not read again");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    writer.more(20).await;
+
+    server.quirks(|quirks| quirks.expired_key = Some("first"));
+    replace("second");
+    writer.more(20).await;
+    writer.enough.store(true, Ordering::SeqCst);
+    working.await.unwrap();
+    writer.verify().await;
+    first.stop();
 }

@@ -12,4 +12,5 @@ mod process;
 #[path = "../support/s3/mod.rs"]
 #[allow(dead_code, reason = "shared with other tests")]
 mod s3;
+mod stopped;
 mod upgrade;

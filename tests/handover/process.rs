@@ -67,11 +67,16 @@ impl Room {
 
     /// On another pool.
     pub fn start_on(&self, args: &[&str]) -> Server {
+        self.start_in("state", args)
+    }
+
+    /// With a state folder of its own: another node.
+    pub fn start_in(&self, state: &str, args: &[&str]) -> Server {
         let mut command = Command::new(env!("CARGO_BIN_EXE_zerofs-csi"));
         command.args([
             "serve",
             "--state-dir",
-            &self.state().display().to_string(),
+            &self.path(state).display().to_string(),
             "--nfs-listen",
             "127.0.0.1:0",
         ]);
@@ -101,9 +106,18 @@ pub struct Server {
 impl Server {
     /// Waits until it serves; answers where.
     pub fn ready(&self) -> SocketAddr {
+        self.ready_at("nfs ")
+    }
+
+    /// Waits until it serves; answers where its administration interface is.
+    pub fn admin_ready(&self) -> SocketAddr {
+        self.ready_at("admin http://")
+    }
+
+    fn ready_at(&self, before: &str) -> SocketAddr {
         let line = self.lines.recv_timeout(LIMIT).expect("the server becomes ready");
-        let nfs = line.split_whitespace().skip_while(|word| *word != "nfs").nth(1);
-        nfs.unwrap_or_else(|| panic!("{line:?}")).parse().unwrap()
+        let (_, at) = line.split_once(before).unwrap_or_else(|| panic!("{line:?}"));
+        at.split_whitespace().next().unwrap().parse().unwrap()
     }
 
     /// True while the process has not announced that it serves.
@@ -126,9 +140,26 @@ impl Server {
         }
     }
 
-    pub fn stop(self) {
+    pub fn signal(&self, signal: rustix::process::Signal) {
         let pid = rustix::process::Pid::from_child(&self.child);
-        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+        rustix::process::kill_process(pid, signal).unwrap();
+    }
+
+    /// Stops all threads of the process, until it is told to continue.
+    pub fn freeze(&self) {
+        self.signal(rustix::process::Signal::STOP);
+        let tasks = format!("/proc/{}/task", self.child.id());
+        let is_stopped = |task: std::io::Result<std::fs::DirEntry>| {
+            let stat = std::fs::read_to_string(task.unwrap().path().join("stat")).unwrap();
+            stat.rsplit(") ").next().unwrap().starts_with('T')
+        };
+        while !std::fs::read_dir(&tasks).unwrap().all(is_stopped) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    pub fn stop(self) {
+        self.signal(rustix::process::Signal::TERM);
         assert!(self.ends().success());
     }
 

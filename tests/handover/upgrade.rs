@@ -2,6 +2,10 @@
 
 use super::load::Load;
 use super::process::{LIMIT, Room};
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use zerofs_csi::nfs::client::{Client, Credentials};
 
@@ -22,7 +26,7 @@ async fn an_upgrade_under_load_is_a_pause() {
     println!(
         "longest call over 3 upgrades: {:?}, {} calls",
         load.seen.longest(),
-        load.seen.calls.load(std::sync::atomic::Ordering::Relaxed)
+        load.seen.calls.load(Ordering::Relaxed)
     );
     load.finish().await;
     server.stop();
@@ -31,6 +35,48 @@ async fn an_upgrade_under_load_is_a_pause() {
         checked.as_array().unwrap().iter().all(|dataset| dataset["clean"] == true),
         "{checked}"
     );
+}
+
+/// Whoever asks the administration interface meanwhile is answered, by one process or the other.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_administration_interface_refuses_nobody_in_an_upgrade() {
+    let room = Room::new();
+    let options = ["--admin-listen", "127.0.0.1:0"];
+    let mut server = room.start(&options);
+    let at = server.admin_ready();
+    let stop = Arc::new(AtomicBool::new(false));
+    let asking = std::thread::spawn({
+        let stop = stop.clone();
+        move || {
+            let mut answers = 0;
+            while !stop.load(Ordering::Relaxed) {
+                ask(at);
+                answers += 1;
+            }
+            answers
+        }
+    });
+    for _ in 0..3 {
+        let next = room.start(&options);
+        assert_eq!(next.admin_ready(), at, "it serves on the same socket");
+        assert!(server.ends().success(), "who has handed over ends");
+        server = next;
+    }
+    stop.store(true, Ordering::Relaxed);
+    let answers = asking.join().unwrap();
+    println!("{answers} answers");
+    assert!(answers > 10);
+    server.stop();
+}
+
+fn ask(at: SocketAddr) {
+    let mut stream = TcpStream::connect(at).unwrap();
+    let request =
+        b"GET /api/v1/openapi.json HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
+    stream.write_all(request).unwrap();
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).unwrap();
+    assert!(answer.starts_with(b"HTTP/1.1 200"), "{}", String::from_utf8_lossy(&answer));
 }
 
 /// The write verifier is new with each opening (R18): it tells whether anybody has taken over.

@@ -169,7 +169,8 @@ async fn checkpoint_late(process: &Process, of: VolumeHandle) {
     let family = process.catalog.dataset_by_id(of.dataset).await.unwrap().unwrap().record.family;
     let place = process.volumes.settings().place(&process.catalog, family, of.dataset.incarnation);
     let epoch = db::epoch(&place).await.unwrap();
-    db::checkpoint_closed(&place, &Incarnation::random().to_string(), epoch).await.unwrap();
+    let late = db::checkpoint_closed(&place, &Incarnation::random().to_string(), epoch).await;
+    late.unwrap();
 }
 
 /// Collections until one has nothing more to do, and the caring for a database, which a collector

@@ -15,8 +15,8 @@ use zerofs_csi::catalog::{Catalog, Properties};
 use zerofs_csi::chunk::ChunkCache;
 use zerofs_csi::control::node::NoMounts;
 use zerofs_csi::control::{
-    Collected, ControlError, Controller, NewVolume, RewriteThreshold, Source, VolumeInfo,
-    serve_mailbox,
+    Collected, ControlError, Controller, NewVolume, RequestServer, RewriteThreshold, Source,
+    VolumeInfo,
 };
 use zerofs_csi::fs::api::{Caller, DirCookie, FileSystem, ListLimit};
 use zerofs_csi::fs::db::DbCache;
@@ -148,14 +148,8 @@ impl Process {
             Arc::new(setup::controller(&catalog, volumes).with_rewrite_threshold(THRESHOLD))
         };
         let (here, elsewhere) = (controller(&volumes), controller(&others));
-        let mailbox = serve_mailbox(
-            here.pools().clone(),
-            volumes.clone(),
-            Arc::new(NoMounts),
-            poll,
-            CancellationToken::new(),
-        );
-        tokio::spawn(mailbox);
+        let server = RequestServer::new(here.pools().clone(), volumes.clone(), Arc::new(NoMounts));
+        tokio::spawn(Arc::new(server).serve_mailbox(poll, CancellationToken::new()));
         Self { catalog, volumes, controller: here, elsewhere, clock }
     }
 

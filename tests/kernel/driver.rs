@@ -21,6 +21,8 @@ const BROKEN: Duration = Duration::from_secs(6);
 pub enum Role {
     Controller,
     Node,
+    /// The plugin of another node, which shares the machine.
+    OtherNode,
 }
 
 impl Role {
@@ -28,15 +30,24 @@ impl Role {
         match self {
             Self::Controller => "controller",
             Self::Node => "node",
+            Self::OtherNode => "other",
+        }
+    }
+
+    fn command(self) -> &'static str {
+        match self {
+            Self::Controller => "controller",
+            Self::Node | Self::OtherNode => "node",
         }
     }
 }
 
-/// A controller and a node plugin.
+/// A controller and a node plugin, or two.
 pub struct Driver {
     pub root: PathBuf,
     controller: Option<Child>,
     node: Option<Child>,
+    other_node: Option<Child>,
     /// The number of node plugins started: each has a health socket of its own.
     nodes: usize,
     pub(super) runtime: Runtime,
@@ -44,11 +55,16 @@ pub struct Driver {
 
 impl Driver {
     pub fn start(name: &str) -> Result<Self, String> {
+        Self::configured(name, "")
+    }
+
+    /// With more lines of configuration.
+    pub fn configured(name: &str, more: &str) -> Result<Self, String> {
         let root = std::env::temp_dir().join(format!("zerofs-{name}"));
         fs::create_dir_all(root.join("pool")).map_err(text)?;
         let pool = format!("file://{}", root.join("pool").display());
-        fs::write(root.join("config.yaml"), format!("pools:\n  default:\n    url: {pool}\n"))
-            .map_err(text)?;
+        let pools = format!("pools:\n  default:\n    url: {pool}\n");
+        fs::write(root.join("config.yaml"), format!("{pools}{more}")).map_err(text)?;
         awaiting("pool create");
         let create = Command::new(binary()?)
             .args(["pool", "create", "--pool", &pool])
@@ -59,7 +75,8 @@ impl Driver {
         }
         let runtime =
             tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(text)?;
-        let mut driver = Self { root, controller: None, node: None, nodes: 0, runtime };
+        let (controller, node, other_node) = (None, None, None);
+        let mut driver = Self { root, controller, node, other_node, nodes: 0, runtime };
         driver.controller = Some(driver.spawn(Role::Controller, "config.yaml")?);
         driver.start_node()?;
         driver.wait_for(Role::Controller)?;
@@ -68,7 +85,19 @@ impl Driver {
 
     pub fn start_node(&mut self) -> Result<(), String> {
         self.node = Some(self.spawn(Role::Node, "config.yaml")?);
-        self.wait_for_node()
+        self.wait_for_node()?;
+        // Without a registration with kubelet it is ready a moment before its socket is there.
+        self.wait_for(Role::Node)
+    }
+
+    /// Starts the plugin of another node, with its own lines of configuration.
+    pub fn start_other_node(&mut self, more: &str) -> Result<(), String> {
+        let pool = self.root.join("pool").display().to_string();
+        let config = format!("pools:\n  default:\n    url: file://{pool}\n{more}");
+        fs::write(self.root.join("other.yaml"), config).map_err(text)?;
+        self.other_node = Some(self.spawn(Role::OtherNode, "other.yaml")?);
+        self.wait_for_node()?;
+        self.wait_for(Role::OtherNode)
     }
 
     /// As a DaemonSet with surge does: the new one is started, becomes ready, and then the old one
@@ -129,9 +158,11 @@ impl Driver {
 
     /// SIGTERM to both, which must end cleanly.
     pub fn stop(mut self) -> Result<(), String> {
-        for (role, child) in
-            [(Role::Node, self.node.take()), (Role::Controller, self.controller.take())]
-        {
+        for (role, child) in [
+            (Role::Node, self.node.take()),
+            (Role::OtherNode, self.other_node.take()),
+            (Role::Controller, self.controller.take()),
+        ] {
             if let Some(child) = child {
                 self.terminate(role, child)?;
             }
@@ -168,16 +199,16 @@ impl Driver {
             .open(self.root.join(format!("{name}.log")))
             .map_err(text)?;
         let mut command = Command::new(binary()?);
-        command.args([name, "--config", &self.root.join(config).display().to_string()]);
+        command.args([role.command(), "--config", &self.root.join(config).display().to_string()]);
         command.args(["--csi-endpoint", &format!("unix://{}", self.socket(role).display())]);
-        if role == Role::Node {
+        if role != Role::Controller {
             self.nodes += 1;
-            command.args([
-                "--node-id",
-                "guest",
-                "--state-dir",
-                &self.root.join("state").display().to_string(),
-            ]);
+            let (id, state) = match role {
+                Role::OtherNode => ("guest-2", "state-2"),
+                _ => ("guest", "state"),
+            };
+            let state = self.root.join(state).display().to_string();
+            command.args(["--node-id", id, "--state-dir", &state]);
             command
                 .args(["--health-socket", &self.health_socket(self.nodes).display().to_string()]);
         }
@@ -247,7 +278,8 @@ impl Driver {
 
 impl Drop for Driver {
     fn drop(&mut self) {
-        for mut child in [self.node.take(), self.controller.take()].into_iter().flatten() {
+        let children = [self.node.take(), self.other_node.take(), self.controller.take()];
+        for mut child in children.into_iter().flatten() {
             child.kill().ok();
             child.wait().ok();
         }

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use tonic::{Code, Response, Status};
 use zerofs_csi::csi::proto::v1::controller_client::ControllerClient;
 use zerofs_csi::csi::proto::v1::node_client::NodeClient;
+use zerofs_csi::csi::proto::v1::volume_capability::access_mode::Mode;
 use zerofs_csi::csi::proto::v1::{self as csi, volume_capability, volume_content_source};
 
 /// Kubelet's limit for a call. A call that ends later has failed, whatever it says.
@@ -21,6 +22,9 @@ const REPEAT_LIMIT: Duration = Duration::from_secs(180);
 #[derive(Clone)]
 pub struct Volume {
     pub id: String,
+    /// The plugin of the node where it is staged.
+    pub node: Role,
+    pub mode: Mode,
     pub path: PathBuf,
     pub staging: PathBuf,
     /// The PersistentVolume's mount options.
@@ -51,8 +55,8 @@ async fn succeeds<T>(
     once(call, answer).await?.map_err(|error| format!("{call}: {}", status(&error)))
 }
 
-fn capability(flags: &[String]) -> csi::VolumeCapability {
-    let mode = volume_capability::access_mode::Mode::SingleNodeWriter as i32;
+fn capability(mode: Mode, flags: &[String]) -> csi::VolumeCapability {
+    let mode = mode as i32;
     let mount =
         volume_capability::MountVolume { mount_flags: flags.to_vec(), ..Default::default() };
     csi::VolumeCapability {
@@ -68,7 +72,28 @@ fn range(bytes: i64) -> Option<csi::CapacityRange> {
 impl Driver {
     /// Creates, stages and publishes a volume.
     pub fn volume(&self, name: &str, bytes: i64) -> Result<Volume, String> {
-        self.provision(name, bytes, None)
+        self.provision(name, bytes, None, Mode::SingleNodeWriter)
+    }
+
+    /// A volume of many nodes, staged on the first.
+    pub fn shared_volume(&self, name: &str, bytes: i64) -> Result<Volume, String> {
+        self.provision(name, bytes, None, Mode::MultiNodeMultiWriter)
+    }
+
+    /// The same volume on the other node.
+    pub fn elsewhere(&self, volume: &Volume) -> Result<Volume, String> {
+        let beside = |path: &std::path::Path| path.with_extension("elsewhere");
+        let volume = Volume {
+            node: Role::OtherNode,
+            path: beside(&volume.path),
+            staging: beside(&volume.staging),
+            ..volume.clone()
+        };
+        for dir in [&volume.staging, &volume.path] {
+            fs::create_dir_all(dir).map_err(text)?;
+        }
+        self.stage(&volume).map_err(|error| format!("{error}{}", self.log(volume.node)))?;
+        Ok(volume)
     }
 
     pub fn volume_from(&self, snapshot: &str, name: &str, bytes: i64) -> Result<Volume, String> {
@@ -79,6 +104,7 @@ impl Driver {
             Some(csi::VolumeContentSource {
                 r#type: Some(volume_content_source::Type::Snapshot(source)),
             }),
+            Mode::SingleNodeWriter,
         )
     }
 
@@ -87,11 +113,12 @@ impl Driver {
         name: &str,
         bytes: i64,
         source: Option<csi::VolumeContentSource>,
+        mode: Mode,
     ) -> Result<Volume, String> {
         let request = csi::CreateVolumeRequest {
             name: name.to_owned(),
             capacity_range: range(bytes),
-            volume_capabilities: vec![capability(&[])],
+            volume_capabilities: vec![capability(mode, &[])],
             volume_content_source: source,
             ..Default::default()
         };
@@ -103,6 +130,8 @@ impl Driver {
         let created = created.volume.ok_or("CreateVolume answers no volume")?;
         let volume = Volume {
             id: created.volume_id,
+            node: Role::Node,
+            mode,
             context: created.volume_context,
             path: self.root.join(format!("pods/{name}")),
             staging: self.root.join(format!("staging/{name}")),
@@ -120,12 +149,12 @@ impl Driver {
         let stage = csi::NodeStageVolumeRequest {
             volume_id: volume.id.clone(),
             staging_target_path: volume.staging.display().to_string(),
-            volume_capability: Some(capability(&volume.flags)),
+            volume_capability: Some(capability(volume.mode, &volume.flags)),
             volume_context: volume.context.clone(),
             ..Default::default()
         };
         self.runtime.block_on(async {
-            let mut node = NodeClient::new(self.connect(Role::Node).await?);
+            let mut node = NodeClient::new(self.connect(volume.node).await?);
             succeeds("NodeStageVolume", node.node_stage_volume(stage)).await
         })?;
         self.publish(volume, false)
@@ -137,13 +166,13 @@ impl Driver {
             volume_id: volume.id.clone(),
             staging_target_path: volume.staging.display().to_string(),
             target_path: volume.path.display().to_string(),
-            volume_capability: Some(capability(&volume.flags)),
+            volume_capability: Some(capability(volume.mode, &volume.flags)),
             volume_context: volume.context.clone(),
             readonly,
             ..Default::default()
         };
         self.runtime.block_on(async {
-            let mut node = NodeClient::new(self.connect(Role::Node).await?);
+            let mut node = NodeClient::new(self.connect(volume.node).await?);
             succeeds("NodePublishVolume", node.node_publish_volume(publish)).await.map(drop)
         })
     }
@@ -154,7 +183,7 @@ impl Driver {
         let request = csi::NodeUnpublishVolumeRequest { volume_id: volume.id.clone(), target_path };
         let started = Instant::now();
         self.runtime.block_on(async {
-            let mut node = NodeClient::new(self.connect(Role::Node).await?);
+            let mut node = NodeClient::new(self.connect(volume.node).await?);
             succeeds("NodeUnpublishVolume", node.node_unpublish_volume(request)).await
         })?;
         match mounts_below(&volume.path)? {
@@ -172,7 +201,7 @@ impl Driver {
             csi::NodeUnstageVolumeRequest { volume_id: volume.id.clone(), staging_target_path };
         let started = Instant::now();
         let answer = self.runtime.block_on(async {
-            let mut node = NodeClient::new(self.connect(Role::Node).await?);
+            let mut node = NodeClient::new(self.connect(volume.node).await?);
             once("NodeUnstageVolume", node.node_unstage_volume(request)).await
         })?;
         Ok((answer.map(drop), started.elapsed()))
@@ -181,7 +210,7 @@ impl Driver {
     pub fn unstage(&self, volume: &Volume) -> Result<Duration, String> {
         let (answer, took) = self.try_unstage(volume)?;
         answer.map_err(|error| {
-            format!("NodeUnstageVolume: {}{}", status(&error), self.log(Role::Node))
+            format!("NodeUnstageVolume: {}{}", status(&error), self.log(volume.node))
         })?;
         match mounts_below(&volume.staging)? {
             0 => Ok(took),
@@ -246,7 +275,7 @@ impl Driver {
         let request = csi::ControllerExpandVolumeRequest {
             volume_id: volume.id.clone(),
             capacity_range: range(bytes),
-            volume_capability: Some(capability(&volume.flags)),
+            volume_capability: Some(capability(volume.mode, &volume.flags)),
             ..Default::default()
         };
         let on_node = csi::NodeExpandVolumeRequest {
@@ -254,7 +283,7 @@ impl Driver {
             volume_path: volume.path.display().to_string(),
             staging_target_path: volume.staging.display().to_string(),
             capacity_range: range(bytes),
-            volume_capability: Some(capability(&volume.flags)),
+            volume_capability: Some(capability(volume.mode, &volume.flags)),
             ..Default::default()
         };
         self.runtime.block_on(async {
@@ -263,7 +292,7 @@ impl Driver {
                 succeeds("ControllerExpandVolume", controller.controller_expand_volume(request))
                     .await?;
             if answer.node_expansion_required {
-                let mut node = NodeClient::new(self.connect(Role::Node).await?);
+                let mut node = NodeClient::new(self.connect(volume.node).await?);
                 succeeds("NodeExpandVolume", node.node_expand_volume(on_node)).await?;
             }
             Ok(())

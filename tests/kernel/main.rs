@@ -15,6 +15,8 @@ mod kubelet;
 mod programs;
 #[path = "restarts.rs"]
 mod restarts;
+#[path = "shared.rs"]
+mod shared;
 #[path = "step.rs"]
 mod step;
 #[path = "upgrades.rs"]
@@ -59,9 +61,13 @@ const CASES: &[Case] = &[
     case("snapdir: find, diff -r and cp -a over .snapshots", volumes::snapdir),
     case("options: noexec and ro on every mount, a linked folder, 20 groups", volumes::options),
     case("rot: a turned bit in a pack is an error, never wrong bytes", volumes::rot),
+    case(
+        "shared: a volume on two nodes, its owner killed under a writer of the other",
+        shared::two_nodes,
+    ),
     case("kill-dd: kill -9 of the node plugin during dd conv=fsync", restarts::kill_during_dd),
     case(
-        "killed: kill -9 of the node plugin 20 times under a verifier, git and sqlite",
+        "killed: kill -9 of the node plugin again and again under a verifier, git and sqlite",
         upgrades::killed,
     ),
     case(

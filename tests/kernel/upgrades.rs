@@ -8,10 +8,8 @@ use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// Kills of one case.
-const KILLS: usize = 20;
-/// Hand-overs of one case.
-const UPGRADES: usize = 5;
+/// Kills, or hand-overs, of one case. `ZEROFS_TEST_SIZE` multiplies them.
+const TIMES: usize = 5;
 /// Work on the volume between two of them: rounds of the verifier.
 const ROUNDS: usize = 4;
 /// The most time that a program may take for such a round, a pause included.
@@ -141,6 +139,11 @@ impl Load {
     }
 }
 
+fn times() -> usize {
+    let size = std::env::var("ZEROFS_TEST_SIZE").ok().and_then(|size| size.parse().ok());
+    TIMES * size.unwrap_or(1)
+}
+
 pub fn killed() -> Outcome {
     let mut driver = Driver::start("killed")?;
     let volume = driver.volume("data", 1 << 30)?;
@@ -148,8 +151,9 @@ pub fn killed() -> Outcome {
     let quiet = load.more(ROUNDS)?;
     let work = kills(&mut driver, &mut load);
     let work = work.map(|(longest, total)| {
-        let mean = total / u32::try_from(KILLS).unwrap_or(1);
-        format!("{KILLS} kills, longest pause {longest:.1?}, mean {mean:.1?} (the longest call without: {quiet:.1?})")
+        let kills = times();
+        let mean = total / u32::try_from(kills).unwrap_or(1);
+        format!("{kills} kills, longest pause {longest:.1?}, mean {mean:.1?} (the longest call without: {quiet:.1?})")
     });
     let note = load.outcome(work).map_err(|error| format!("{error}{}", driver.log(Role::Node)))?;
     driver.remove(&volume)?;
@@ -159,7 +163,7 @@ pub fn killed() -> Outcome {
 
 fn kills(driver: &mut Driver, load: &mut Load) -> Result<(Duration, Duration), String> {
     let (mut longest, mut total) = (Duration::ZERO, Duration::ZERO);
-    for kill in 0..KILLS {
+    for kill in 0..times() {
         // Not always at the same point of a round.
         std::thread::sleep(Duration::from_millis(70 * (kill as u64 % 7)));
         driver.kill_node()?;
@@ -186,7 +190,7 @@ pub fn handed_over() -> Outcome {
 
 fn upgrades(driver: &mut Driver, load: &mut Load) -> Result<String, String> {
     let mut pauses = Vec::new();
-    for _ in 0..UPGRADES {
+    for _ in 0..times() {
         driver.replace_node()?;
         pauses.push(load.more(2)?);
     }
@@ -198,7 +202,8 @@ fn upgrades(driver: &mut Driver, load: &mut Load) -> Result<String, String> {
     let back = load.more(2)?;
     let pauses: Vec<String> = pauses.iter().map(|pause| format!("{pause:.1?}")).collect();
     Ok(format!(
-        "longest call in {UPGRADES} upgrades {}, beside broken processes {broken:.1?}, when the new one is killed {back:.1?}",
+        "longest call in {} upgrades {}, beside broken processes {broken:.1?}, when the new one is killed {back:.1?}",
+        pauses.len(),
         pauses.join(" ")
     ))
 }

@@ -249,10 +249,15 @@ fn a_request_to_hand_over_is_answered_by_an_owner_that_does_not_have_it_open() {
             .unwrap();
         let mailbox = a.world.serve_mailbox(Duration::from_millis(20));
         let pool_b = b.world.controller.pools().get(None).unwrap();
-        let theirs =
-            takeover::open(pool_b, &b.world.volumes, volume.dataset, Duration::from_secs(60))
-                .await
-                .unwrap();
+        let theirs = takeover::open(
+            pool_b,
+            &b.world.volumes,
+            &Default::default(),
+            volume.dataset,
+            Duration::from_secs(60),
+        )
+        .await
+        .unwrap();
         drop((theirs, alive));
         mailbox.stop().await;
     });

@@ -123,3 +123,33 @@ fn after_a_reboot_a_lease_is_waited_for_and_after_a_restart_it_is_not() {
         }
     });
 }
+
+/// The owner renews its lease between the listing of its heartbeats and the reading of the newest.
+#[test]
+fn a_heartbeat_that_is_replaced_while_it_is_read_is_no_sign_of_an_end() {
+    super::run(async {
+        let (pool, folders) = (Pool::new().await, tempfile::tempdir().unwrap());
+        let (first, second) = (folders.path().join("first"), folders.path().join("second"));
+        let a = process(&pool, &first, "boot-1", Duration::from_millis(300)).await;
+        let volume = a.world.create("v", None).await.unwrap().handle;
+        let owned = a.open(volume).await;
+        copy(&first, &second);
+        let copied = process(&pool, &second, "boot-2", LEASE).await;
+        let failpoints = copied.world.catalog.bucket().failpoints();
+        failpoints.set("catalog.heartbeat.listed", "1*pause->off").unwrap();
+        let opening = tokio::spawn({
+            let (volumes, catalog) = (copied.world.volumes.clone(), copied.world.catalog.clone());
+            async move { volumes.open(&catalog, volume.dataset).await.map(drop) }
+        });
+        while !failpoints.passed().contains_key("catalog.heartbeat.listed") {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        // Longer than the interval of its renewals.
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        failpoints.set("catalog.heartbeat.listed", "off").unwrap();
+        let refused = opening.await.unwrap();
+        assert!(matches!(refused, Err(VolumeError::Owned { .. })), "{refused:?}");
+        create(&owned, "still mine").await;
+        owned.fs.sync().await.unwrap();
+    });
+}

@@ -34,9 +34,14 @@ fn an_owner_that_does_not_use_it_hands_over_when_it_is_asked() {
             .unwrap();
 
         let pool_b = b.world.controller.pools().get(None).unwrap();
-        let taken =
-            takeover::open(pool_b, &b.world.volumes, volume.dataset, Duration::from_millis(1))
-                .await;
+        let taken = takeover::open(
+            pool_b,
+            &b.world.volumes,
+            &Default::default(),
+            volume.dataset,
+            Duration::from_millis(1),
+        )
+        .await;
         let refused = taken.err().expect("it is in use");
         assert!(
             refused.class() == Class::Precondition && refused.to_string().contains("node-a"),
@@ -45,10 +50,15 @@ fn an_owner_that_does_not_use_it_hands_over_when_it_is_asked() {
 
         drop(open);
         let asked = Instant::now();
-        let theirs =
-            takeover::open(pool_b, &b.world.volumes, volume.dataset, Duration::from_secs(60))
-                .await
-                .unwrap();
+        let theirs = takeover::open(
+            pool_b,
+            &b.world.volumes,
+            &Default::default(),
+            volume.dataset,
+            Duration::from_secs(60),
+        )
+        .await
+        .unwrap();
         println!("handed over in {:?}", asked.elapsed());
         assert!(a.world.volumes.get(volume.dataset).is_none());
         let read = theirs.exported.read(&Caller::root(), file, 0, 100).await.unwrap();
@@ -106,10 +116,15 @@ fn a_live_owner_applies_a_revocation() {
             assert!(matches!(answer, Err(FsError::Stale | FsError::Fenced)), "{answer:?}");
             drop(open);
             let pool_b = b.world.controller.pools().get(None).unwrap();
-            let theirs =
-                takeover::open(pool_b, &b.world.volumes, volume.dataset, Duration::from_secs(60))
-                    .await
-                    .unwrap();
+            let theirs = takeover::open(
+                pool_b,
+                &b.world.volumes,
+                &Default::default(),
+                volume.dataset,
+                Duration::from_secs(60),
+            )
+            .await
+            .unwrap();
             let read =
                 patiently(|| async { theirs.exported.read(&Caller::root(), file, 0, 100).await })
                     .await

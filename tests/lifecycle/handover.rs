@@ -13,7 +13,7 @@ use zerofs_csi::catalog::Catalog;
 use zerofs_csi::fs::FsError;
 use zerofs_csi::fs::api::{Caller, CreateHow, FileSystem, SetAttr, Stability};
 use zerofs_csi::types::{Class, Classify, EntryName, VolumeHandle};
-use zerofs_csi::volume::{Volume, VolumeSettings, Volumes};
+use zerofs_csi::volume::{Volume, VolumeError, VolumeSettings, Volumes};
 
 const LIMIT: Duration = Duration::from_secs(30);
 
@@ -30,6 +30,15 @@ fn process(journals: &Path) -> Volumes {
 
 fn name(text: &str) -> EntryName {
     EntryName::try_from(text.as_bytes()).unwrap()
+}
+
+/// Runs the life of a process in a runtime of its own. Its end is the end of all its tasks: one
+/// that renews a lease, or closes a volume, may be trying again.
+async fn life<T: Send + 'static>(life: impl Future<Output = T> + Send + 'static) -> T {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let result = runtime.spawn(life).await.unwrap();
+    tokio::task::spawn_blocking(move || runtime.shutdown_timeout(LIMIT)).await.unwrap();
+    result
 }
 
 async fn make(volume: &Volume, file: &str) {
@@ -234,20 +243,27 @@ async fn opening_after(
     let bucket = Bucket::on(store.clone(), Key::default());
     let world = World::on(Catalog::create(bucket, None).await.unwrap(), "node-a");
     let (pool, id) = (&world.catalog, world.create("v", None).await.unwrap().handle);
-    let first = process(journals.path());
-    let volume = first.open(pool, id.dataset).await.unwrap();
-    store.latency(latency);
-    for n in 0..syncs {
-        make(&volume, &format!("file-{n}")).await;
-        volume.fs.sync().await.unwrap();
-    }
-    match end {
-        End::Closes => first.close(id.dataset).await.unwrap(),
-        End::Stops => {
-            first.sync_all(LIMIT).await.unwrap();
-            volume.fs.give_up(FsError::Stale);
+    let (first, volume) = life({
+        let (first, pool) = (process(journals.path()), pool.clone());
+        let store = store.clone();
+        async move {
+            let volume = first.open(&pool, id.dataset).await.unwrap();
+            store.latency(latency);
+            for n in 0..syncs {
+                make(&volume, &format!("file-{n}")).await;
+                volume.fs.sync().await.unwrap();
+            }
+            match end {
+                End::Closes => first.close(id.dataset).await.unwrap(),
+                End::Stops => first.sync_all(LIMIT).await.unwrap(),
+                End::Killed => {}
+            }
+            (first, volume)
         }
-        End::Killed => volume.fs.give_up(FsError::Stale),
+    })
+    .await;
+    if end != End::Closes {
+        volume.fs.give_up(FsError::Stale);
     }
     drop((volume, first));
     if end == End::Closes {
@@ -331,6 +347,39 @@ fn an_opening_after_a_kill_replays_the_wal_from_the_nodes_own_disk() {
     });
 }
 
+/// A process writes to its volumes, loses the store to `fault`, and is told to stop.
+async fn stop_without_store(
+    process: Volumes,
+    catalog: &Catalog,
+    store: &FaultStore,
+    fault: Fault,
+    ids: &[VolumeHandle],
+    closes: bool,
+) -> Result<(), VolumeError> {
+    let mut open = Vec::new();
+    for id in ids {
+        let volume = process.open(catalog, id.dataset).await.unwrap();
+        make(&volume, "early").await;
+        volume.fs.sync().await.unwrap();
+        make(&volume, "late").await;
+        let (caller, root) = (Caller::root(), volume.fs.root());
+        let (file, _) = volume.fs.lookup(&caller, root, b"late").await.unwrap();
+        let data = vec![1; 200_000].into();
+        volume.fs.write(&caller, file.file, 0, data, Stability::Unstable).await.unwrap();
+        open.push(volume);
+    }
+    store.script(Rule::any().then(fault));
+    let stopping = async {
+        let limit = Duration::from_millis(700);
+        if closes {
+            process.close_within(ids.iter().map(|id| id.dataset).collect(), limit).await
+        } else {
+            process.sync_all(limit).await
+        }
+    };
+    tokio::time::timeout(LIMIT, stopping).await.expect("it does not wait for the store")
+}
+
 /// A process that is told to stop while the store hangs, throttles or fails stops all the same, and
 /// the next one has what was acknowledged.
 #[test]
@@ -342,48 +391,17 @@ fn a_process_stops_though_the_store_is_away() {
                 let store = FaultStore::over(Arc::new(InMemory::new()));
                 let bucket = Bucket::on(store.clone(), Key::default()).with_limits(quick());
                 let world = World::on(Catalog::create(bucket, None).await.unwrap(), "controller-1");
-                let first = process(journals.path());
-                let (mut ids, mut open) = (Vec::new(), Vec::new());
+                let mut ids = Vec::new();
                 for volume in ["a", "b", "c"] {
-                    let id = world.create(volume, None).await.unwrap().handle;
-                    let volume = first.open(&world.catalog, id.dataset).await.unwrap();
-                    make(&volume, "early").await;
-                    volume.fs.sync().await.unwrap();
-                    make(&volume, "late").await;
-                    let (file, _) =
-                        volume.fs.lookup(&Caller::root(), volume.fs.root(), b"late").await.unwrap();
-                    volume
-                        .fs
-                        .write(
-                            &Caller::root(),
-                            file.file,
-                            0,
-                            vec![1; 200_000].into(),
-                            Stability::Unstable,
-                        )
-                        .await
-                        .unwrap();
-                    ids.push(id);
-                    open.push(volume);
+                    ids.push(world.create(volume, None).await.unwrap().handle);
                 }
-                store.script(Rule::any().then(fault));
-                let stopping = async {
-                    let limit = Duration::from_millis(700);
-                    let datasets = ids.iter().map(|id| id.dataset).collect();
-                    if closes {
-                        first.close_within(datasets, limit).await
-                    } else {
-                        first.sync_all(limit).await
-                    }
-                };
-                let stopped = tokio::time::timeout(LIMIT, stopping)
-                    .await
-                    .expect("it does not wait for the store");
-                let error = stopped.expect_err("the store has not everything");
+                let stopped = life({
+                    let (first, catalog) = (process(journals.path()), world.catalog.clone());
+                    let (store, ids) = (store.clone(), ids.clone());
+                    async move { stop_without_store(first, &catalog, &store, fault, &ids, closes).await }
+                });
+                let error = stopped.await.expect_err("the store has not everything");
                 assert!(error.class().may_pass(), "{fault:?}: {error}");
-                // The effects of the process's end.
-                open.iter().for_each(|volume| volume.fs.give_up(FsError::Stale));
-                drop((open, first));
                 store.heal();
                 let next = process(journals.path());
                 for id in ids {

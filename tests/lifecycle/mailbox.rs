@@ -5,9 +5,51 @@ use super::{World, data};
 use bytes::Bytes;
 use std::time::Duration;
 use zerofs_csi::catalog::Owner;
-use zerofs_csi::control::Source;
+use zerofs_csi::control::{PropertyChanges, Source};
 use zerofs_csi::fs::api::{Caller, CreateHow, FileSystem, SetAttr, Stability};
-use zerofs_csi::types::{Class, Classify, EntryName, SessionId};
+use zerofs_csi::types::{Class, Classify, EntryName, SessionId, SyncMode};
+use zerofs_csi::volume::RootReader;
+
+/// As a VolumeAttributesClass does while a pod writes.
+#[test]
+fn properties_change_on_the_owner_that_another_process_asks() {
+    super::run(async {
+        let node = World::new().await;
+        let elsewhere = World::on(node.catalog.clone(), "controller-1");
+        let volume = elsewhere.create("v", None).await.unwrap().handle;
+        let open = node.open(volume).await;
+        let create = async |called: &str| {
+            let name = EntryName::try_from(called.as_bytes()).unwrap();
+            let how = CreateHow::Guarded(SetAttr { mode: Some(0o644), ..SetAttr::default() });
+            open.fs.create(&Caller::root(), open.fs.root(), &name, how).await
+        };
+        let mailbox = node.serve_mailbox(Duration::from_millis(50));
+        let quota = |inodes: u64| PropertyChanges {
+            inodes: Some(Some(inodes)),
+            record_bytes: Some(4096),
+            ..PropertyChanges::default()
+        };
+        elsewhere.controller.set_properties(volume, quota(2)).await.unwrap();
+        create("a").await.unwrap();
+        assert_eq!(create("b").await.unwrap_err().class(), Class::Exhausted);
+        elsewhere.controller.set_properties(volume, quota(3)).await.unwrap();
+        create("b").await.unwrap();
+
+        // It promises more from now on, and what was promised less before is in the store as well.
+        let always =
+            PropertyChanges { sync: Some(Some(SyncMode::Always)), ..PropertyChanges::default() };
+        elsewhere.controller.set_properties(volume, always).await.unwrap();
+        let dataset = node.catalog.dataset_by_id(volume.dataset).await.unwrap().unwrap().record;
+        let settings = elsewhere.volumes.settings();
+        let stored = RootReader::head(settings, &node.catalog, &dataset).await.unwrap().unwrap();
+        let stored = stored.into_view().await.unwrap();
+        let root = stored.files().root_inode();
+        assert_eq!(stored.files().list(root, None).await.unwrap().0.len(), 2);
+        stored.close().await.unwrap();
+        mailbox.stop().await;
+        node.volumes.close(volume.dataset).await.unwrap();
+    });
+}
 
 #[test]
 fn the_owner_makes_the_snapshot_that_another_process_asks_for() {
@@ -82,6 +124,42 @@ fn stale_requests_keep_no_new_one_waiting() {
         mailbox.stop().await;
         drop(open);
         node.volumes.close(volume.dataset).await.unwrap();
+    });
+}
+
+/// Above all one of a group snapshot, whose volumes are frozen meanwhile.
+#[test]
+fn a_slow_request_keeps_no_other_waiting() {
+    super::run(async {
+        let node = World::new().await;
+        let elsewhere = World::on(node.catalog.clone(), "controller-1");
+        let [slow, other] = [
+            elsewhere.create("slow", None).await.unwrap().handle,
+            elsewhere.create("other", None).await.unwrap().handle,
+        ];
+        let open = [node.open(slow).await, node.open(other).await];
+        let how = CreateHow::Unchecked(SetAttr::default());
+        let name = EntryName::try_from(&b"a"[..]).unwrap();
+        open[0].fs.create(&Caller::root(), open[0].fs.root(), &name, how).await.unwrap();
+        let failpoints = node.catalog.bucket().failpoints();
+        failpoints.set("fs.commit.before-checkpoint", "1*pause->off").unwrap();
+        let mailbox = node.serve_mailbox(Duration::from_millis(20));
+        let waits = tokio::spawn({
+            let controller = elsewhere.controller.clone();
+            async move { controller.create_csi_snapshot(slow, "cut".parse().unwrap()).await }
+        });
+        while !failpoints.passed().contains_key("fs.commit.before-checkpoint") {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        elsewhere.controller.create_csi_snapshot(other, "cut".parse().unwrap()).await.unwrap();
+        assert!(!waits.is_finished(), "the first one is still under way");
+        failpoints.set("fs.commit.before-checkpoint", "off").unwrap();
+        waits.await.unwrap().unwrap();
+        mailbox.stop().await;
+        drop(open);
+        for volume in [slow, other] {
+            node.volumes.close(volume.dataset).await.unwrap();
+        }
     });
 }
 

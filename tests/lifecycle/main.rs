@@ -1,8 +1,11 @@
 //! Datasets, snapshots and clones through the use cases: any order of creation and deletion, a
 //! failure at every durable step, and requests that do not depend on how much a volume holds.
 
+// As the library: an open volume is a deep type.
+#![recursion_limit = "256"]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
+mod channel;
 mod claims;
 mod closing;
 mod cluster;
@@ -14,6 +17,7 @@ mod diff;
 #[path = "../support/fault.rs"]
 #[allow(dead_code, reason = "shared with other tests")]
 mod fault;
+mod groups;
 mod handing_over;
 mod handover;
 mod leases;
@@ -21,7 +25,9 @@ mod leftovers;
 mod mailbox;
 mod many;
 mod memory;
+mod mount_group;
 mod orders;
+mod policies;
 mod read_only;
 mod requests;
 mod restore;

@@ -8,7 +8,7 @@ use zerofs_csi::control::ControlError;
 use zerofs_csi::fs::api::{DirCookie, FileSystem, ListLimit};
 use zerofs_csi::types::{SnapshotHandle, VolumeHandle};
 
-const SNAPSHOTS: u64 = 250;
+const SNAPSHOTS: u64 = 500;
 const BYTES: usize = 40_000;
 
 /// The file as the snapshot of that number has it.
@@ -55,7 +55,7 @@ fn the_last_of_hundreds_of_snapshots_costs_what_the_first_did() {
         assert_eq!(first, last);
 
         let over = snapshot(&world, volume, SNAPSHOTS).await.unwrap_err().to_string();
-        assert!(over.contains("250") && over.contains("delete some first"), "{over}");
+        assert!(over.contains("500") && over.contains("delete some first"), "{over}");
 
         let snapshots = child(fs, fs.root(), ".snapshots").await.unwrap().file;
         let limit = ListLimit { entries: 100, bytes: 1 << 16, entry_bytes: 64, with_attr: false };

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use zerofs_csi::catalog::{Catalog, Dataset, Owner};
-use zerofs_csi::control::{ControlError, RestoreInPlace};
+use zerofs_csi::control::{ControlError, Replaced, RestoreInPlace};
 use zerofs_csi::fs::Restored;
 use zerofs_csi::fs::api::*;
 use zerofs_csi::fs::check::check;
@@ -407,6 +407,44 @@ fn a_restore_that_fails_anywhere_is_repaired_by_a_retry() {
         world.controller.delete_volume(volume).await.unwrap();
         world.collect().await;
         world.assert_empty("all is deleted").await;
+    });
+}
+
+/// Saved by renaming, as editors do, while the restore is at it.
+#[test]
+fn what_takes_the_name_during_a_restore_is_kept_as_well() {
+    run(async {
+        let (world, volume, open) = World::with_open().await;
+        let fs = &open.exported;
+        write(fs, fs.root(), "file", b"old").await;
+        open.fs.sync().await.unwrap();
+        let cut = world.snapshot(volume, "cut").await;
+        write(fs, fs.root(), "file", b"present").await;
+        write(fs, fs.root(), "draft", b"saved meanwhile").await;
+        let failpoints = world.catalog.bucket().failpoints();
+        failpoints.set("fs.restore.kept", "1*pause->off").unwrap();
+        let restoring = tokio::spawn({
+            let (controller, wanted) =
+                (world.controller.clone(), wanted(cut, "file", "file", true));
+            let kept = Replaced::KeptBeside;
+            async move { controller.restore_in_place_with(volume, &wanted, kept, &|_| ()).await }
+        });
+        while !failpoints.passed().contains_key("fs.restore.kept") {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        let top = fs.root();
+        fs.rename(&root(), (top, &name("draft")), (top, &name("file"))).await.unwrap();
+        failpoints.set("fs.restore.kept", "off").unwrap();
+        restoring.await.unwrap().unwrap();
+        for (at, content) in
+            [("file", &b"old"[..]), ("file.~1", b"present"), ("file.~2", b"saved meanwhile")]
+        {
+            let found = child(fs, top, at).await.unwrap().file;
+            assert_eq!(read(fs, found).await, content, "{at}");
+        }
+        drop(open);
+        world.volumes.close(volume.dataset).await.unwrap();
+        is_sound(&world, volume, "at the end").await;
     });
 }
 

@@ -5,9 +5,7 @@ use super::{World, noise};
 use bytes::Bytes;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio_util::sync::CancellationToken;
-use zerofs_csi::control::node::NoMounts;
-use zerofs_csi::control::{Source, serve_mailbox};
+use zerofs_csi::control::Source;
 use zerofs_csi::fs::api::{Caller, FileSystem, Stability};
 use zerofs_csi::types::VolumeHandle;
 use zerofs_csi::volume::{Volume, VolumeGuard};
@@ -140,15 +138,7 @@ fn an_open_volume_seals_its_packs_and_goes_on() {
         let (volume, open, mut content) = mostly_dead(&world).await;
         // Asked by its own process, and by another one through its mailbox.
         let other = World::on(world.catalog.clone(), "node-b");
-        let stop = CancellationToken::new();
-        let pools = world.controller.pools().clone();
-        let serving = tokio::spawn(serve_mailbox(
-            pools,
-            world.volumes.clone(),
-            Arc::new(NoMounts),
-            Duration::from_millis(20),
-            stop.clone(),
-        ));
+        let mailbox = world.serve_mailbox(Duration::from_millis(20));
         // The last write is of what was stored and overwritten before: it is known still, and must
         // not be found in packs that were rewritten without it.
         for (seed, collector) in [(2, &other), (1, &world)] {
@@ -164,8 +154,7 @@ fn an_open_volume_seals_its_packs_and_goes_on() {
         assert!(stored(&world).await < content.len() as u64 * 12 / 10);
         drop(open);
         world.volumes.close(volume.dataset).await.unwrap();
-        stop.cancel();
-        serving.await.unwrap();
+        mailbox.stop().await;
         assert!(read(&world, volume).await == content);
     });
 }

@@ -56,6 +56,12 @@ fn what_is_shared_and_what_is_not() {
         let clones = of(&exact, "clone");
         assert_eq!((clones.referenced_bytes, clones.unique_bytes), (SHARED + OWN, OWN));
         assert_eq!(clones.logical_bytes, Some(SHARED + OWN + (5 << 30)));
+        // It is stored as it is, but for the end of the file, which the database holds.
+        let whole = SHARED >> 16 << 16;
+        let stored = |one: &SpaceOf| one.stored_bytes;
+        assert_eq!(stored(clones) - stored(of(&exact, "source")), OWN);
+        assert!((whole..SHARED + 4096).contains(&stored(of(&exact, "source"))), "{exact:?}");
+        assert_eq!(stored(of(&exact, "source")), stored(of(&exact, "source@cut")));
         for name in ["source", "source@cut"] {
             let one = of(&exact, name);
             assert_eq!(
@@ -76,6 +82,7 @@ fn what_is_shared_and_what_is_not() {
         let said = of(&estimate, "clone");
         assert!(said.estimated && said.logical_bytes.is_none() && estimate.dedup_ratio.is_none());
         assert_eq!((estimate.packs, estimate.pack_bytes), (exact.packs, exact.pack_bytes));
+        assert_eq!(said.stored_bytes, exact.pack_bytes, "it uses every pack");
         world.controller.delete_volume(clone).await.unwrap();
         world.collect().await;
         let after = measure(&world, None, Accuracy::Estimate).await;

@@ -336,7 +336,7 @@ async fn removals_renames_and_links_are_in_the_store_when_answered() {
 #[tokio::test]
 async fn always_means_that_every_answer_is_in_the_store() {
     let (mut dataset, _journals) = dataset();
-    dataset.options.sync = SyncMode::Always;
+    dataset.options.properties.sync = SyncMode::Always;
     let fs = dataset.open().await;
     let caller = Caller::root();
     let file = fs.create(&caller, fs.root(), &name("a"), PLAIN).await.unwrap().attr.file;
@@ -388,7 +388,7 @@ async fn an_fsync_is_one_small_put() {
 #[tokio::test]
 async fn quotas_and_rights_are_kept() {
     let (mut dataset, _journals) = dataset();
-    dataset.options.quota_inodes = Some(3);
+    dataset.options.properties.quota_inodes = Some(3);
     let fs = dataset.open().await;
     let (root, user) = (fs.root(), Caller { uid: 5, gid: 5, groups: vec![6], call: None });
     assert!(matches!(fs.create(&user, root, &name("a"), PLAIN).await, Err(FsError::Access)));

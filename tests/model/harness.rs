@@ -68,7 +68,7 @@ impl Harness {
     pub async fn new() -> Self {
         let journals = tempfile::tempdir().unwrap();
         let mut dataset = Dataset::new(Bucket::memory(), journals.path().to_owned());
-        dataset.options.quota_inodes = Some(100_000);
+        dataset.options.properties.quota_inodes = Some(100_000);
         dataset.options.root.mode = ROOT_MODE;
         let fs = dataset.open().await;
         Self {

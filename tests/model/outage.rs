@@ -66,7 +66,7 @@ async fn a_change_that_is_done_is_answered_however_long_the_store_is_away() {
     ] {
         let journals = tempfile::tempdir().unwrap();
         let mut dataset = Dataset::new(Bucket::memory(), journals.path().to_owned());
-        dataset.options.sync = sync;
+        dataset.options.properties.sync = sync;
         let fs = dataset.open().await;
         let at = file(&fs, "a").await;
         fs.mkdir(&Caller::root(), fs.root(), &name("dir"), SetAttr::default()).await.unwrap();

@@ -142,6 +142,8 @@ struct State {
     rules: Vec<Rule>,
     random: Option<(StdRng, Chances)>,
     latency: Option<Duration>,
+    /// Its clock is so far ahead.
+    ahead: Duration,
     dead: bool,
     dies_after: Option<usize>,
     read_only: bool,
@@ -190,6 +192,11 @@ impl FaultStore {
     /// Every request takes so long.
     pub fn latency(&self, each: Duration) {
         self.state().latency = (!each.is_zero()).then_some(each);
+    }
+
+    /// By its listings, objects are written so much later than they are.
+    pub fn clock_ahead(&self, by: Duration) {
+        self.state().ahead = by;
     }
 
     /// Nothing is done any more, and nothing answered but errors.
@@ -464,6 +471,9 @@ impl ObjectStore for FaultStore {
     fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
         let (this, key) = (self.clone(), prefix.map(ToString::to_string).unwrap_or_default());
         let listed = self.inner.list(prefix);
+        let ahead = self.state().ahead;
+        let listed = listed
+            .map_ok(move |meta| ObjectMeta { last_modified: meta.last_modified + ahead, ..meta });
         let whole = async move { this.run(Op::List, &key, listed.try_collect::<Vec<_>>()).await.0 };
         futures::stream::once(whole)
             .map_ok(|found| futures::stream::iter(found).map(Ok))

@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use zerofs_csi::catalog::{Catalog, Properties};
 use zerofs_csi::chunk::ChunkCache;
 use zerofs_csi::control::node::NoMounts;
-use zerofs_csi::control::{Controller, NewVolume, Pools, Source, serve_mailbox};
+use zerofs_csi::control::{Controller, NewVolume, Pools, RequestServer, Source};
 use zerofs_csi::fs::FsMemory;
 use zerofs_csi::fs::db::DbCache;
 use zerofs_csi::types::SessionId;
@@ -83,8 +83,8 @@ impl Mailbox {
 pub fn mailbox(controller: &Controller, volumes: &Volumes, poll: Duration) -> Mailbox {
     let (pools, volumes) = (controller.pools().clone(), volumes.clone());
     let stop = CancellationToken::new();
-    let serving = serve_mailbox(pools, volumes, Arc::new(NoMounts), poll, stop.clone());
-    Mailbox { stop, serving: tokio::spawn(serving) }
+    let server = Arc::new(RequestServer::new(pools, volumes, Arc::new(NoMounts)));
+    Mailbox { serving: tokio::spawn(server.serve_mailbox(poll, stop.clone())), stop }
 }
 
 /// A volume to create, with defaults but for its name and source.

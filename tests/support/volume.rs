@@ -6,7 +6,9 @@ use zerofs_csi::bucket::Bucket;
 use zerofs_csi::chunk::{ChunkCache, ChunkStore, Codec};
 use zerofs_csi::crypto::Keyring;
 use zerofs_csi::fs::db::{self, CheckpointId, DbCache, DbPlace};
-use zerofs_csi::fs::{Fs, FsError, FsMemory, FsOptions, RootAttr, SnapshotFs, SyncMode};
+use zerofs_csi::fs::{
+    Fs, FsError, FsMemory, FsOptions, FsProperties, RootAttr, SnapshotFs, SyncMode,
+};
 use zerofs_csi::types::{FamilyId, Incarnation, PoolId, WallClock};
 
 /// The parts of a dataset that exist while it is closed.
@@ -25,11 +27,14 @@ impl Dataset {
         let incarnation = Incarnation::random();
         let place = DbPlace { bucket, incarnation, sealer: None, cache: DbCache::new(16 << 20) };
         let options = FsOptions {
-            sync: SyncMode::Standard,
-            quota_bytes: None,
-            quota_inodes: None,
-            record_bytes: 4096,
-            codec: Codec::Lz4,
+            properties: FsProperties {
+                sync: SyncMode::Standard,
+                quota_bytes: None,
+                quota_inodes: None,
+                record_bytes: 4096,
+                codec: Codec::Lz4,
+                shows_snapshots: false,
+            },
             flush_interval: Duration::from_millis(100),
             memory: FsMemory::new(16 << 20, 16 << 20),
             journal: Some(journals.join(incarnation.to_string())),

@@ -25,6 +25,13 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{- if or (eq $wanted "true") (and (eq $wanted "auto") $there) }}true{{ end -}}
 {{- end }}
 
+{{- /* Whether group snapshots are there: "true" or "". */ -}}
+{{- define "zerofs.groupSnapshots" -}}
+{{- $wanted := toString .Values.snapshots.groups -}}
+{{- $there := .Capabilities.APIVersions.Has "groupsnapshot.storage.k8s.io/v1/VolumeGroupSnapshotClass" -}}
+{{- if and (include "zerofs.snapshots" .) (or (eq $wanted "true") (and (eq $wanted "auto") $there)) }}true{{ end -}}
+{{- end }}
+
 {{- /* A value of null takes away a pool of an earlier values file. */ -}}
 {{- define "zerofs.poolNames" -}}
 {{- $names := list }}
@@ -95,7 +102,7 @@ a node's reserved ports. */ -}}
 {{- /* Refuses what the program would refuse at its start (src/app/config.rs), and the schema
 cannot. */ -}}
 {{- define "zerofs.checkConfig" -}}
-{{- range $name := list "flushInterval" "collectInterval" "ownerTimeout" "mailboxInterval" "lease" "exportIdle" }}
+{{- range $name := list "flushInterval" "collectInterval" "ownerTimeout" "mailboxInterval" "lease" }}
 {{- with get $.Values.config $name }}
 {{- $seconds := include "zerofs.seconds" . | float64 }}
 {{- if lt $seconds 0.01 }}{{- fail (printf "config.%s: %q is too short: at least 10ms" $name .) }}{{- end }}
@@ -126,6 +133,27 @@ VOLUME). */ -}}
 {{- printf "%dMi" (div (add $memory (div $memory 4) $own $volumes 1048575) 1048576) -}}
 {{- end }}
 
+{{- /* Whether the controller's administration interface is on the pod's loopback only: "true" or
+"". */ -}}
+{{- define "zerofs.adminOnLoopback" -}}
+{{- if regexMatch "^(127[.][0-9.]+|\\[::1\\]):" .Values.controller.admin.listen }}true{{ end -}}
+{{- end }}
+
+{{- /* The controller's configuration: the nodes', and its administration interface. */ -}}
+{{- define "zerofs.controllerConfig" -}}
+{{- $admin := .Values.controller.admin -}}
+{{- $config := include "zerofs.config" . | fromYaml -}}
+{{- if $admin.listen }}
+{{- if not $admin.tokensSecret }}{{- fail "controller.admin: set tokensSecret: without tokens nobody may use the interface" }}{{- end }}
+{{- if not (or $admin.tlsSecret (include "zerofs.adminOnLoopback" .)) }}{{- fail (printf "controller.admin.listen %s: tokens and files would cross the network unprotected: set tlsSecret, or listen on 127.0.0.1" $admin.listen) }}{{- end }}
+{{- $keys := dict "tokensFile" "/etc/zerofs/admin/tokens/tokens.yaml" -}}
+{{- with $admin.hosts }}{{- $_ := set $keys "hosts" . }}{{- end }}
+{{- if $admin.tlsSecret }}{{- $_ := set $keys "tls" (dict "certFile" "/etc/zerofs/admin/tls/tls.crt" "keyFile" "/etc/zerofs/admin/tls/tls.key") }}{{- end }}
+{{- $_ := set $config "admin" $keys }}
+{{- end }}
+{{- toYaml $config -}}
+{{- end }}
+
 {{- /* Whether OpenShift's SecurityContextConstraints have to be used: "true" or "". */ -}}
 {{- define "zerofs.openshift" -}}
 {{- $wanted := toString .Values.openshift.enabled -}}
@@ -151,6 +179,7 @@ VOLUME). */ -}}
 {{- end }}
 {{- $_ := set $config "pools" $pools -}}
 {{- $_ := set $config "driverName" .Values.driverName -}}
+{{- with .Values.channel.listen }}{{- $_ := set $config "channel" (dict "listen" .) }}{{- end }}
 {{- $connections := include "zerofs.connectionsPerVolume" . | int }}
 {{- if gt $connections 1 }}
 {{- $_ := set $config "limits" (merge (deepCopy ($config.limits | default dict)) (dict "connectionsPerVolume" $connections)) }}
@@ -162,8 +191,9 @@ VOLUME). */ -}}
 {{- toYaml $config -}}
 {{- end }}
 
+{{- /* Beside the configuration, of which the controller has its own. */ -}}
 {{- define "zerofs.mounts" -}}
-- { name: config, mountPath: /etc/zerofs/config.yaml, subPath: config.yaml, readOnly: true }
+- { name: tmp, mountPath: /tmp }
 {{- range $name, $pool := .Values.pools }}
 {{- if $pool }}
 {{- if or $pool.credentialsSecret $pool.credentials }}
@@ -185,7 +215,6 @@ VOLUME). */ -}}
 {{- if .Values.caBundleConfigMap }}
 - { name: ca-bundle, mountPath: /etc/zerofs/ca, readOnly: true }
 {{- end }}
-- { name: tmp, mountPath: /tmp }
 {{- end }}
 
 {{- define "zerofs.volumes" -}}
@@ -285,7 +314,7 @@ node's by itself. */ -}}
 {{- define "zerofs.secretNames" -}}
 {{- $names := list }}
 {{- $release := .Release.Namespace }}
-{{- range $class := concat (.Values.storageClasses | default list) (.Values.snapshots.classes | default list) }}
+{{- range $class := concat (.Values.storageClasses | default list) (.Values.snapshots.classes | default list) (.Values.snapshots.groupClasses | default list) }}
 {{- $parameters := $class.parameters | default dict }}
 {{- range $key, $name := $parameters }}
 {{- if and (hasPrefix "csi.storage.k8s.io/" $key) (hasSuffix "-secret-name" $key) (not (hasPrefix "csi.storage.k8s.io/node-" $key)) }}

@@ -2,7 +2,7 @@
 
 use super::HandoverError;
 use super::channel::{self, Channel};
-use super::message::{Hello, Message, VERSION};
+use super::message::{Hello, Message};
 use crate::app::state_dir::StateDir;
 use parking_lot::Mutex;
 use std::time::{Duration, Instant};
@@ -27,6 +27,8 @@ pub struct HandoverListener {
 pub struct Successor {
     pub(super) channel: Channel,
     pub hello: Hello,
+    /// The newest version of the protocol that both support.
+    pub(super) version: u16,
 }
 
 impl HandoverListener {
@@ -73,8 +75,8 @@ async fn meet(
         (Message::Hello(hello), _) => hello,
         (other, _) => return Err(other.unexpected("a greeting")),
     };
-    match hello.common().and_then(|_| fits(&hello)) {
-        Ok(()) => Ok(Successor { channel, hello }),
+    match hello.common().and_then(|version| fits(&hello).map(|()| version)) {
+        Ok(version) => Ok(Successor { channel, hello, version }),
         Err(why) => {
             channel.send(&Message::Refused { why: why.clone() }, &[], STEP_LIMIT).await?;
             Err(HandoverError::Refused(why))
@@ -85,8 +87,10 @@ async fn meet(
 impl Successor {
     /// Accepts the process, which waits from now on.
     pub async fn accept(&self) -> Result<(), HandoverError> {
-        let accepted =
-            Message::Accepted { version: VERSION, program: env!("CARGO_PKG_VERSION").to_owned() };
+        let accepted = Message::Accepted {
+            version: self.version,
+            program: env!("CARGO_PKG_VERSION").to_owned(),
+        };
         self.channel.send(&accepted, &[], STEP_LIMIT).await
     }
 

@@ -7,8 +7,9 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 /// The version of the protocol that this program uses, and the oldest that it still supports.
-/// Version 1 had other names for some messages, and was in no release.
-pub(super) const VERSION: u16 = 2;
+/// Version 1 had other names for some messages, and was in no release; version 2 did not know
+/// [`Service::Admin`].
+pub(super) const VERSION: u16 = 3;
 pub(super) const VERSION_MIN: u16 = 2;
 
 /// The largest message, in bytes: a Hello with as many pools as are ever configured, or the
@@ -81,6 +82,18 @@ pub enum Service {
     Health,
     /// Kubelet's plugin registration: a unix socket.
     Registration,
+    /// The administration interface.
+    Admin,
+}
+
+impl Service {
+    /// The first version of the protocol that knows it.
+    pub(super) fn since(self) -> u16 {
+        match self {
+            Self::Volume | Self::Exports | Self::Health | Self::Registration => 2,
+            Self::Admin => 3,
+        }
+    }
 }
 
 /// A socket; its descriptor comes with the message, in the same place.
@@ -155,13 +168,14 @@ mod tests {
         r#"{"sockets":[{"service":"volume","at":"127.0.0.2:2049","connection":"squashed"},"#,
         r#"{"service":"exports","at":"127.0.0.2:2049"},"#,
         r#"{"service":"health","at":"127.0.0.2:2049"},"#,
-        r#"{"service":"registration","at":"127.0.0.2:2049","path":"/r.sock"}]}"#
+        r#"{"service":"registration","at":"127.0.0.2:2049","path":"/r.sock"},"#,
+        r#"{"service":"admin","at":"127.0.0.2:2049"}]}"#
     );
 
     /// A change of these bytes needs another version, since the other process may be older.
     #[test]
     fn the_bytes_of_messages_are_fixed() {
-        assert_eq!((VERSION, VERSION_MIN), (2, 2));
+        assert_eq!((VERSION, VERSION_MIN), (3, 2));
         let hello = Hello {
             versions: (2, 3),
             program: "0.1.0".to_owned(),
@@ -180,6 +194,7 @@ mod tests {
             item(Service::Exports, None, None),
             item(Service::Health, None, None),
             item(Service::Registration, Some("/r.sock"), None),
+            item(Service::Admin, None, None),
         ];
         let messages = [
             (

@@ -99,11 +99,16 @@ impl Sockets {
     }
 
     /// Message `number`, counted from 0, with copies of the descriptors that go with it; `None`
-    /// after the last.
-    pub(super) fn message(&self, number: usize) -> io::Result<Option<(Message, Vec<OwnedFd>)>> {
+    /// after the last. A process of an older version does not get what it does not know.
+    pub(super) fn message(
+        &self,
+        number: usize,
+        version: u16,
+    ) -> io::Result<Option<(Message, Vec<OwnedFd>)>> {
         let all = self.0.lock();
+        let known = || all.iter().filter(move |found| found.service.since() <= version);
         // Listening sockets first: the clients of connections beyond the limit reconnect.
-        let listening = all.iter().map(|found| {
+        let listening = known().map(|found| {
             let item = Item {
                 service: found.service,
                 at: found.at,
@@ -112,7 +117,7 @@ impl Sockets {
             };
             (item, found.listener.as_fd())
         });
-        let connected = all.iter().flat_map(|found| {
+        let connected = known().flat_map(|found| {
             let item = |connection: &IdleConnection| Item {
                 service: found.service,
                 at: found.at,

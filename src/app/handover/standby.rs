@@ -24,8 +24,8 @@ pub async fn transfer(
     state: StateDir,
     sockets: &Sockets,
 ) -> Result<Standby, (StateDir, HandoverError)> {
-    let channel = successor.channel;
-    if let Err(error) = give(&channel, sockets).await {
+    let (channel, version) = (successor.channel, successor.version);
+    if let Err(error) = give(&channel, sockets, version).await {
         return Err((state, error));
     }
     drop(state);
@@ -54,9 +54,9 @@ pub async fn transfer(
     }
 }
 
-async fn give(channel: &Channel, sockets: &Sockets) -> Result<(), HandoverError> {
+async fn give(channel: &Channel, sockets: &Sockets, version: u16) -> Result<(), HandoverError> {
     for number in 0.. {
-        let Some((message, fds)) = sockets.message(number)? else { break };
+        let Some((message, fds)) = sockets.message(number, version)? else { break };
         let fds: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
         channel.send(&message, &fds, STEP_LIMIT).await?;
     }

@@ -14,11 +14,13 @@ mod play;
 mod user;
 
 use super::args::{DemoArgs, PoolArgs};
-use super::copy_out::{Overwrite, Unwatched, copy_out};
+use super::copy_out::{Effect, How, Overwrite, Unwatched, copy_out};
 use super::exit::Wrong;
+use super::files::OpenFiles;
 use super::report::{Progress, table};
-use super::target::{Opened, Root};
+use super::target::Opened;
 use crate::app::{self, ServeOptions};
+use crate::control::browse::Root;
 use crate::mount::{FakeMounter, KernelMounter, MountError, Mounter};
 use crate::nfs::Peers;
 use crate::nfs::client::{Client, Credentials};
@@ -230,6 +232,7 @@ async fn play<M: Mounter>(
     let pool = PoolArgs { pool: Some(url.to_owned()), config: None, passphrase_file: None };
     let socket = room.path.join("csi.sock");
     let options = ServeOptions {
+        admin: None,
         state_dir: room.path.join("state"),
         csi_endpoint: Some(socket.clone()),
         nfs_listen: None,
@@ -387,18 +390,20 @@ async fn restore_one(opened: &Opened, room: &Room, tree: &Tree) -> anyhow::Resul
         _ => 0,
     });
     let path = largest.context("no file")?;
-    let snapshot = opened.snapshot("demo", "demo-cut").await?;
+    let snapshot = opened.browser.snapshot("demo", "demo-cut").await?;
     let target = room.path.join("restored");
+    let open = OpenFiles::store(opened, &Root::Snapshot(snapshot)).await?;
     let restored = copy_out(
-        opened,
-        &Root::Snapshot(snapshot),
+        open.files(),
         path.as_bytes(),
         &target,
-        Overwrite::Refuse,
+        How { overwrite: Overwrite::Refuse, effect: Effect::Replace },
         &Unwatched,
         &CancellationToken::new(),
     )
-    .await?;
+    .await;
+    open.close().await;
+    let restored = restored?;
     let entry = &tree.entries[&path];
     let What::File { size, pieces } = &entry.what else { anyhow::bail!("/{path} is no file") };
     let kept = KernelFiles { root: room.path.clone() };

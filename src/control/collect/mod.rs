@@ -44,11 +44,12 @@ pub use claim::Others;
 pub use plan::{DeadPack, Plan, StrayDatabase};
 pub use retained::Retained;
 
+use super::controller::group::finish_groups;
 use super::owner::{Owners, sweep_mailboxes};
 use super::{ControlError, Pool};
 use crate::catalog::{Dataset, Snapshot};
 use crate::chunk::Generation;
-use crate::types::{Incarnation, PackId};
+use crate::types::{Incarnation, PackId, Timestamp};
 use crate::volume::Volumes;
 use parking_lot::{Mutex, MutexGuard};
 use serde::Serialize;
@@ -88,7 +89,8 @@ pub struct Collected {
     pub detached: Vec<String>,
     /// Databases whose obsolete objects were removed.
     pub databases: usize,
-    /// Old ends of records, abandoned requests, readers that died, checkpoints that came too late.
+    /// Old ends of records, deleted or unfinished group snapshots, abandoned requests, readers that
+    /// died, checkpoints that came too late.
     pub remnants: usize,
     /// Tombstones and other things that stay for now, and why.
     pub retained: Vec<Retained>,
@@ -246,8 +248,12 @@ impl Collector {
             // Before anything is read: the damage may end the collection.
             self.damage_reported.notify_one();
         }
-        let remnants =
-            catalog.sweep(now).await? + catalog.sweep_readers(now).await? + mailboxes.removed;
+        let is_old = |created| plan::is_old(created, Timestamp::now());
+        let groups = finish_groups(&self.pool, is_old).await?;
+        let remnants = catalog.sweep(now).await?
+            + catalog.sweep_readers(now).await?
+            + mailboxes.removed
+            + groups;
         let mut done = Collected { remnants, ..Collected::default() };
         for _ in 0..PASSES_MAX {
             let plan = Box::pin(self.plan()).await?;

@@ -306,7 +306,7 @@ fn abandoned_clones(catalog: &Listing, now: Timestamp) -> Vec<DatasetId> {
     catalog.datasets.iter().filter(is_abandoned).map(Dataset::id).collect()
 }
 
-fn is_old(created: Timestamp, now: Timestamp) -> bool {
+pub(super) fn is_old(created: Timestamp, now: Timestamp) -> bool {
     let max = i64::try_from(INTENT_AGE_MAX.as_nanos()).unwrap_or(i64::MAX);
     now.as_nanos().saturating_sub(created.as_nanos()) > max
 }
@@ -341,6 +341,7 @@ pub(super) mod tests {
             snapshot_serial: 0,
             detached: false,
             form: Form::Writable,
+            modified: false,
             restoring: None,
         }
     }
@@ -360,6 +361,9 @@ pub(super) mod tests {
             dependants: dependants.iter().map(|d| Incarnation::from_bytes([*d; 16])).collect(),
             serial: u32::from(n),
             implied: false,
+            slot: None,
+            holds: BTreeSet::new(),
+            group: None,
         }
     }
 

@@ -4,6 +4,7 @@ use super::plan::live_dependants;
 use super::{Collected, Collector, Plan, Retained, StrayDatabase};
 use crate::catalog::{CatalogError, Dataset, Snapshot, State};
 use crate::control::ControlError;
+use crate::control::controller::group::release_member;
 use crate::fs::FsError;
 use crate::fs::db::{self, CheckpointId, DbPlace};
 use crate::types::{DatasetId, FamilyId, Incarnation, SnapshotId};
@@ -137,6 +138,12 @@ impl Collector {
     /// Its CSI name is free at once.
     async fn abandon_snapshot(&self, id: SnapshotId) -> Result<bool, ControlError> {
         let catalog = &self.pool.catalog;
+        if let Some(at) = catalog.snapshot_by_id(id).await?
+            && let Some(group) = at.record.group
+            && !release_member(&self.pool, &at.record, group).await?
+        {
+            return Ok(false);
+        }
         let swapped = catalog.update_snapshot(id, |snapshot| {
             if snapshot.state != State::Creating {
                 let what = format!("snapshot {}", snapshot.name);
@@ -245,6 +252,7 @@ impl Collector {
         if let Some(origin) = dataset.origin {
             self.forget_dependant(origin, id.incarnation).await?;
         }
+        catalog.remove_policy(id.incarnation).await?;
         catalog.remove_dataset(id).await?;
         self.pool.step("collect.dataset.removed").await?;
         Ok(Reaped::Removed)

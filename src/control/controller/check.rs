@@ -124,7 +124,7 @@ pub(super) fn same(pool: PoolId, existing: &Dataset, new: &NewVolume) -> Result<
             "one of them is the snapshot itself, read only, the other a clone of it".to_owned(),
         );
     }
-    if existing.properties != new.properties {
+    if existing.properties != new.properties && !existing.modified {
         return differs("it has other properties".to_owned());
     }
     let size = existing.size.unwrap_or(u64::MAX);

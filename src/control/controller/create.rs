@@ -117,6 +117,7 @@ impl Controller {
             snapshot_serial: 0,
             detached: false,
             form: new.form,
+            modified: false,
             restoring: None,
         };
         pool.step("control.create.begin").await?;

@@ -2,9 +2,9 @@
 //! nothing depends (R14).
 
 use super::Controller;
-use crate::catalog::{CatalogError, Dataset, Owner, State};
+use crate::catalog::{CatalogError, Dataset, Owner, Snapshot, State};
 use crate::control::{Collector, ControlError, Pool};
-use crate::types::{DatasetId, SnapshotHandle, SnapshotId, VolumeHandle};
+use crate::types::{DatasetId, GroupId, SnapshotHandle, SnapshotId, VolumeHandle};
 use crate::volume::is_maintenance;
 
 impl Controller {
@@ -72,10 +72,29 @@ impl Controller {
     }
 
     /// Absent counts as deleted. Clones made from it retain its data, not its name.
+    ///
+    /// # Errors
+    /// [`ControlError::Precondition`] while somebody holds it, or the group snapshot that it is
+    /// part of exists.
     pub async fn delete_snapshot(&self, snapshot: SnapshotHandle) -> Result<(), ControlError> {
         let pool = self.pool_to_delete_from(snapshot.pool)?;
-        let _lock = self.operations.try_lock(format!("snapshot {}", snapshot.snapshot))?;
-        self.tombstone_snapshot(pool, snapshot.snapshot).await
+        let id = snapshot.snapshot;
+        let _lock = self.operations.try_lock(format!("snapshot {id}"))?;
+        let mut group = None;
+        let alone = |snapshot: &Snapshot| {
+            group = snapshot.group;
+            match snapshot.group {
+                None => is_not_held(snapshot),
+                Some(group) => Err(part_of(snapshot, group)),
+            }
+        };
+        let deleted = self.tombstone_snapshot_if(pool, id, alone).await;
+        let Some(group) = group else { return deleted };
+        match pool.catalog.group_snapshot_by_id(group).await? {
+            Some(at) if matches!(at.record.state, State::Creating | State::Ready) => deleted,
+            // The rest of a group snapshot that was deleted.
+            _ => self.tombstone_snapshot(pool, id).await,
+        }
     }
 
     pub(super) async fn tombstone_snapshot(
@@ -83,10 +102,40 @@ impl Controller {
         pool: &Pool,
         id: SnapshotId,
     ) -> Result<(), ControlError> {
+        self.tombstone_snapshot_if(pool, id, is_not_held).await
+    }
+
+    /// Deletes a snapshot that a policy made, unless somebody needs it by now.
+    ///
+    /// # Errors
+    /// [`ControlError::Catalog`] of class `Precondition` when it must stay.
+    pub(in crate::control) async fn expire_snapshot(
+        &self,
+        pool: &Pool,
+        id: SnapshotId,
+        stays: impl Fn(&Snapshot) -> Option<String> + Send + Sync,
+    ) -> Result<(), ControlError> {
+        let allowed = |snapshot: &Snapshot| match stays(snapshot) {
+            None => Ok(()),
+            Some(why) => {
+                let what = format!("snapshot {}", snapshot.name);
+                Err(CatalogError::Precondition { what, why })
+            }
+        };
+        self.tombstone_snapshot_if(pool, id, allowed).await
+    }
+
+    async fn tombstone_snapshot_if(
+        &self,
+        pool: &Pool,
+        id: SnapshotId,
+        mut allowed: impl FnMut(&Snapshot) -> Result<(), CatalogError> + Send,
+    ) -> Result<(), ControlError> {
         let changed = pool
             .catalog
             .update_snapshot(id, |snapshot| {
                 if matches!(snapshot.state, State::Ready | State::Creating) {
+                    allowed(snapshot)?;
                     snapshot.state = State::Deleting;
                 }
                 Ok(())
@@ -105,7 +154,10 @@ impl Controller {
     }
 
     /// A pool that is not configured here may well exist: answering "deleted" would leak its data.
-    fn pool_to_delete_from(&self, id: crate::types::PoolId) -> Result<&Pool, ControlError> {
+    pub(super) fn pool_to_delete_from(
+        &self,
+        id: crate::types::PoolId,
+    ) -> Result<&Pool, ControlError> {
         self.pool(id)?.ok_or_else(|| {
             ControlError::Precondition(format!(
                 "pool {id} is not configured here: configure it, then retry the deletion"
@@ -124,4 +176,26 @@ impl Controller {
             self.damage_reported.clone(),
         )
     }
+}
+
+fn part_of(snapshot: &Snapshot, group: GroupId) -> CatalogError {
+    let (what, name) = (format!("snapshot {}", snapshot.name), &snapshot.name);
+    let why = format!(
+        "it is part of group snapshot {name} ({group}), which has to stay whole: delete that \
+         instead (in Kubernetes the VolumeGroupSnapshot)"
+    );
+    CatalogError::Precondition { what, why }
+}
+
+pub(super) fn is_not_held(snapshot: &Snapshot) -> Result<(), CatalogError> {
+    if snapshot.holds.is_empty() {
+        return Ok(());
+    }
+    let tags: Vec<&str> = snapshot.holds.iter().map(String::as_str).collect();
+    let (what, tags) = (format!("snapshot {}", snapshot.name), tags.join(", "));
+    let why = format!(
+        "it is held ({tags}): release each hold with `zerofs-csi dataset snapshot unhold`, then \
+         delete it"
+    );
+    Err(CatalogError::Precondition { what, why })
 }

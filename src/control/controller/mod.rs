@@ -4,12 +4,17 @@ mod check;
 mod clone;
 mod create;
 mod delete;
+pub(super) mod group;
+mod holds;
+mod properties;
 mod query;
 mod release;
 mod restore;
 mod snapshot;
 mod writable;
 
+pub use group::GroupInfo;
+pub use properties::PropertyChanges;
 pub(super) use query::within;
 pub use release::Journal;
 pub use writable::writable_name;
@@ -17,9 +22,10 @@ pub use writable::writable_name;
 use super::collect::{Memory, RewriteThreshold};
 use super::locks::{KeyedMutex, OperationLock, OperationLocks};
 use super::node::Mounts;
-use super::owner::Owners;
+use super::owner::{Carriers, Owners};
 use super::{ControlError, Pool, Pools};
 use crate::catalog::{Dataset, Form, Properties, Snapshot};
+use crate::fs::FREEZE_MAX;
 use crate::types::{DatasetId, DatasetName, Incarnation, PoolId, SnapshotHandle, VolumeHandle};
 use crate::volume::Volumes;
 use std::collections::BTreeMap;
@@ -57,7 +63,7 @@ pub const SIZE_MAX: u64 = 1 << 50;
 const OWNER_TIMEOUT: Duration = Duration::from_secs(30);
 /// Most snapshots of one dataset, tombstoned ones included: each lengthens the database's manifest
 /// and every collection.
-const SNAPSHOTS_MAX: usize = 250;
+pub(super) const SNAPSHOTS_MAX: usize = 500;
 /// Most clones of one snapshot: each keeps a checkpoint in the source's manifest (R13).
 const CLONES_MAX: usize = 250;
 /// Most databases that a clone may read beside its own and its source's (R13): one that would read
@@ -93,6 +99,8 @@ pub struct Controller {
     /// Memory that collections of this process share.
     memory: Memory,
     threshold: RewriteThreshold,
+    /// The longest that a group snapshot keeps changes waiting.
+    freeze_limit: Duration,
 }
 
 impl Controller {
@@ -108,6 +116,7 @@ impl Controller {
             damage_reported: Arc::default(),
             memory: Memory::default(),
             threshold: RewriteThreshold::default(),
+            freeze_limit: FREEZE_MAX,
         }
     }
 
@@ -118,9 +127,24 @@ impl Controller {
         self
     }
 
+    /// Sets how owners in other processes are asked.
+    #[must_use]
+    pub fn with_carriers(mut self, carriers: Carriers) -> Self {
+        self.owners = self.owners.with_carriers(carriers);
+        self
+    }
+
     #[must_use]
     pub fn with_owner_timeout(mut self, limit: Duration) -> Self {
         self.owners = self.owners.with_timeout(limit);
+        self
+    }
+
+    /// Sets the longest time, of [`FREEZE_MAX`] at most, that a group snapshot keeps changes
+    /// waiting.
+    #[must_use]
+    pub fn with_freeze_limit(mut self, limit: Duration) -> Self {
+        self.freeze_limit = limit;
         self
     }
 
@@ -129,6 +153,11 @@ impl Controller {
     pub fn with_rewrite_threshold(mut self, threshold: RewriteThreshold) -> Self {
         self.threshold = threshold;
         self
+    }
+
+    /// The volumes of this process.
+    pub(in crate::control) fn own_volumes(&self) -> &Volumes {
+        &self.volumes
     }
 
     pub fn pools(&self) -> &Pools {

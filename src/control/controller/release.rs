@@ -10,7 +10,7 @@
 use super::Controller;
 use crate::bucket::PutNew;
 use crate::catalog::{Dataset, Owner, Revocation, RevocationReason, State};
-use crate::control::owner::{OwnerReply, OwnerRequest, ask_owner, owner_of};
+use crate::control::owner::{OwnerReply, OwnerRequest, owner_of};
 use crate::control::takeover::{self, OwnerState, WhileAlive};
 use crate::control::{ControlError, Pool};
 use crate::types::{ClaimId, Timestamp, VolumeHandle};
@@ -232,8 +232,8 @@ impl Controller {
         owner: &Owner,
         request: &OwnerRequest,
     ) -> Result<OwnerReply, ControlError> {
-        let (id, name, limit) = (dataset.id(), dataset.name.as_str(), self.owners.timeout());
-        ask_owner(pool, id, name, owner, request, limit).await
+        let (about, limit) = ((dataset.id(), dataset.name.as_str()), self.owners.timeout());
+        self.owners.carriers().ask_owner(pool, about, owner, request, limit).await
     }
 
     async fn revoke(

@@ -2,13 +2,13 @@
 
 use super::{ControlError, Controller, check};
 use crate::catalog::State;
-use crate::control::owner::{OwnerRequest, RestoreInPlace};
+use crate::control::owner::{OwnerRequest, Replaced, RestoreInPlace};
 use crate::fs::Restored;
 use crate::types::VolumeHandle;
 
 impl Controller {
     /// Restores through the volume's owner, or under a maintenance claim where it has none.
-    /// `progress` is called with the progress of an owner in another process.
+    /// `progress` is called with what was restored so far, some times a second.
     ///
     /// # Errors
     /// `NotFound` for a path that is not in the snapshot, `Exists` for an object in the way,
@@ -17,6 +17,17 @@ impl Controller {
         &self,
         volume: VolumeHandle,
         wanted: &RestoreInPlace,
+        progress: &(dyn Fn(Restored) + Sync),
+    ) -> Result<Restored, ControlError> {
+        self.restore_in_place_with(volume, wanted, Replaced::Removed, progress).await
+    }
+
+    /// As [`Self::restore_in_place`], with a choice of what becomes of the files that it replaces.
+    pub async fn restore_in_place_with(
+        &self,
+        volume: VolumeHandle,
+        wanted: &RestoreInPlace,
+        replaced: Replaced,
         progress: &(dyn Fn(Restored) + Sync),
     ) -> Result<Restored, ControlError> {
         let absent = || ControlError::NotFound { what: format!("volume {volume}") };
@@ -34,7 +45,10 @@ impl Controller {
                 dataset.name
             )));
         }
-        let request = OwnerRequest::Restore(wanted.clone());
+        let request = match replaced {
+            Replaced::Removed => OwnerRequest::Restore(wanted.clone()),
+            Replaced::KeptBeside => OwnerRequest::RestoreKeeping(wanted.clone()),
+        };
         self.owners.perform_reporting(pool, &dataset, &request, progress).await
     }
 }

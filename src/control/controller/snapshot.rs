@@ -6,8 +6,8 @@ use crate::catalog::{CatalogError, Dataset, Snapshot, State, Versioned};
 use crate::control::owner::{Checkpointed, OwnerRequest};
 use crate::control::{ControlError, Pool};
 use crate::types::{
-    Classify, DatasetId, Incarnation, NameKey, SNAPSHOT_SERIAL_MAX as SERIAL_MAX, SnapshotId,
-    SnapshotName, Timestamp, VolumeHandle,
+    Classify, DatasetId, GroupId, Incarnation, NameKey, SNAPSHOT_SERIAL_MAX as SERIAL_MAX,
+    SnapshotId, SnapshotName, Timestamp, VolumeHandle,
 };
 use crate::volume::VolumeError;
 
@@ -25,6 +25,10 @@ pub(super) enum Purpose {
     Named,
     /// A clone of the live dataset starts from it, and nothing else.
     Clone,
+    /// The dataset's policy makes it for a slot, at this time of the policy's clock.
+    Policy { slot: Timestamp, now: Timestamp },
+    /// It is part of a group snapshot that was begun at this time.
+    Group { group: GroupId, begun: Timestamp },
 }
 
 impl Controller {
@@ -34,7 +38,20 @@ impl Controller {
         volume: VolumeHandle,
         name: SnapshotName,
     ) -> Result<SnapshotInfo, ControlError> {
-        self.snapshot_named(volume, name, NameScope::Dataset).await
+        self.snapshot_named(volume, name, NameScope::Dataset, Purpose::Named).await
+    }
+
+    /// Makes the snapshot of a slot of the dataset's policy, or returns the existing one.
+    pub(in crate::control) async fn create_policy_snapshot(
+        &self,
+        volume: VolumeHandle,
+        name: SnapshotName,
+        slot: Timestamp,
+        now: Timestamp,
+    ) -> Result<Snapshot, ControlError> {
+        let purpose = Purpose::Policy { slot, now };
+        let made = self.snapshot_named(volume, name, NameScope::Dataset, purpose).await?;
+        Ok(made.snapshot)
     }
 
     /// Makes a snapshot whose name is unique in the pool, as CSI demands.
@@ -43,7 +60,7 @@ impl Controller {
         volume: VolumeHandle,
         name: SnapshotName,
     ) -> Result<SnapshotInfo, ControlError> {
-        self.snapshot_named(volume, name, NameScope::Pool).await
+        self.snapshot_named(volume, name, NameScope::Pool, Purpose::Named).await
     }
 
     async fn snapshot_named(
@@ -51,11 +68,16 @@ impl Controller {
         volume: VolumeHandle,
         name: SnapshotName,
         scope: NameScope,
+        purpose: Purpose,
     ) -> Result<SnapshotInfo, ControlError> {
         check::name(name.may_be_given())?;
         let absent = || ControlError::NotFound { what: format!("volume {volume}") };
         let pool = self.pool(volume.pool)?.ok_or_else(absent)?;
-        let _lock = self.operations.try_lock(format!("snapshot {name} of pool {}", pool.name))?;
+        let within = match scope {
+            NameScope::Dataset => format!("volume {}", volume.dataset),
+            NameScope::Pool => format!("pool {}", pool.name),
+        };
+        let _lock = self.operations.try_lock(format!("snapshot {name} of {within}"))?;
         let source = pool.catalog.dataset_by_id(volume.dataset).await?.ok_or_else(absent)?;
         let dataset = &source.record;
         match dataset.state {
@@ -70,6 +92,12 @@ impl Controller {
         let mut is_new = found.is_none();
         let mut id = match found {
             Some(at) => match at.record.state {
+                State::Ready if at.record.group.is_some() => return Err(in_group(&at.record)),
+                State::Creating if at.record.group.is_some() => {
+                    return Err(ControlError::InProgress {
+                        what: format!("group snapshot {name}"),
+                    });
+                }
                 State::Ready => return Ok(snapshot_info(pool, at.record)),
                 State::Creating => at.record.id(),
                 State::Deleting | State::Dead => return Err(self.name_in_use(&name)),
@@ -89,10 +117,10 @@ impl Controller {
         let at = match is_new {
             // Nobody else knows this id: there is no record to look for.
             true => {
-                let at = intend(pool, &source, id, name, Purpose::Named).await?;
+                let at = intend(pool, &source, id, name, purpose).await?;
                 self.complete_snapshot(pool, dataset, at).await?
             }
-            false => self.make_snapshot(pool, &source, id, name, Purpose::Named).await?,
+            false => self.make_snapshot(pool, &source, id, name, purpose).await?,
         };
         Ok(snapshot_info(pool, at.record))
     }
@@ -142,7 +170,7 @@ impl Controller {
     }
 
     /// The name is free once the earlier one is gone.
-    fn name_in_use(&self, name: &SnapshotName) -> ControlError {
+    pub(super) fn name_in_use(&self, name: &SnapshotName) -> ControlError {
         self.tombstoned.notify_one();
         let why = "clones may still depend on it: delete those, retry after a collection, or \
             choose another name";
@@ -156,6 +184,11 @@ fn new_id(dataset: &Dataset, name: &SnapshotName) -> SnapshotId {
         incarnation: Incarnation::random(),
     };
     SnapshotId { dataset: dataset.incarnation, snapshot }
+}
+
+fn in_group(snapshot: &Snapshot) -> ControlError {
+    let what = format!("snapshot {}", snapshot.name);
+    ControlError::Exists { what, why: "it is part of the group snapshot of that name".to_owned() }
 }
 
 /// The id under which the CSI name is reserved: ours, or that of an earlier attempt for the same
@@ -208,7 +241,7 @@ async fn next_serial(pool: &Pool, source: &Versioned<Dataset>) -> Result<u32, Co
     }
 }
 
-async fn intend(
+pub(super) async fn intend(
     pool: &Pool,
     source: &Versioned<Dataset>,
     id: SnapshotId,
@@ -225,13 +258,18 @@ async fn intend(
     }
     let serial = next_serial(pool, source).await?;
     pool.step("control.snapshot.serial").await?;
+    let (slot, created) = match purpose {
+        Purpose::Policy { slot, now } => (Some(slot), now),
+        Purpose::Group { begun, .. } => (None, begun),
+        Purpose::Named | Purpose::Clone => (None, Timestamp::now()),
+    };
     let snapshot = Snapshot {
         name,
         incarnation: id.snapshot.incarnation,
         dataset: dataset.id(),
         family: dataset.family,
         state: State::Creating,
-        created: Timestamp::now(),
+        created,
         checkpoint: None,
         size: dataset.size,
         referenced: None,
@@ -239,6 +277,12 @@ async fn intend(
         dependants: vec![],
         serial,
         implied: purpose == Purpose::Clone,
+        slot,
+        holds: Default::default(),
+        group: match purpose {
+            Purpose::Group { group, .. } => Some(group),
+            Purpose::Named | Purpose::Clone | Purpose::Policy { .. } => None,
+        },
     };
     let what = format!("snapshot {}", snapshot.name);
     pool.step("control.snapshot.begin").await?;

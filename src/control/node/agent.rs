@@ -1,19 +1,25 @@
 //! The node agent: the state of each volume, and one call at a time for each.
 
+use super::super::channel::{Channel, RENEWAL_LOOK};
 use super::super::locks::{OperationLock, OperationLocks};
+use super::super::owner::Carriers;
 use super::super::{ControlError, Pools};
-use super::endpoint::Endpoints;
+use super::endpoint::{EndpointError, Endpoints, Reach};
 use super::ports;
 use super::record::{StagedRecord, StagedRecords};
+use super::shared::{Backing, SharedVolume};
 use crate::mount::{self, MountPoint, Mounter};
 use crate::types::{DatasetId, VolumeHandle};
-use crate::volume::{Attached, Lost, Volumes};
+use crate::volume::{Lost, Volumes};
 use parking_lot::Mutex;
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 use tokio::sync::{OwnedRwLockReadGuard, OwnedRwLockWriteGuard, broadcast, watch};
+use tokio_util::sync::CancellationToken;
 
 /// The settings of a node plugin.
 #[derive(Clone, Debug)]
@@ -30,6 +36,10 @@ pub struct NodeSettings {
     pub boot: String,
     /// Time for which a call for a volume that is being reopened is held.
     pub hold: Duration,
+    /// Where other nodes relay calls to; without one, a volume is staged on one node at a time.
+    pub channel: Option<Arc<Channel>>,
+    /// How the owners of volumes in other processes are asked.
+    pub carriers: Carriers,
 }
 
 impl NodeSettings {
@@ -51,6 +61,8 @@ impl NodeSettings {
             nfs_port: Self::NFS_PORT,
             boot: boot.trim().to_owned(),
             hold: Self::HOLD,
+            channel: None,
+            carriers: Carriers::default(),
         })
     }
 }
@@ -68,6 +80,8 @@ pub struct NodeAgent<M, E> {
     /// Read by whatever may open, close or mount a volume; written once, by
     /// [`HandoverHold::hand_over`].
     pub(super) presence: Arc<tokio::sync::RwLock<Presence>>,
+    /// Ends the tasks that follow the owners of shared volumes.
+    pub(super) stopped: CancellationToken,
 }
 
 /// The part of this process on the node: it serves the volumes, or another one does.
@@ -100,17 +114,28 @@ pub(super) enum StageState {
 
 pub(super) struct Staged {
     pub record: StagedRecord,
-    pub volume: Attached,
+    pub backing: Backing,
 }
 
 /// Guard: no call is in progress, and none begins.
-pub struct HandoverHold(OwnedRwLockWriteGuard<Presence>);
+pub struct HandoverHold {
+    presence: OwnedRwLockWriteGuard<Presence>,
+    stopped: CancellationToken,
+}
 
 impl HandoverHold {
     /// Hands over for good: waiting calls fail with a retryable error, and their retries reach the
     /// next process.
     pub fn hand_over(mut self) {
-        *self.0 = Presence::HandedOver;
+        *self.presence = Presence::HandedOver;
+        self.stopped.cancel();
+    }
+}
+
+impl Staged {
+    /// Returns whether nobody follows the owner of this shared volume any more.
+    pub fn is_unfollowed(&self) -> bool {
+        matches!(&self.backing, Backing::Shared(shared) if shared.failed.load(Ordering::SeqCst))
     }
 }
 
@@ -129,7 +154,7 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
         settings: NodeSettings,
     ) -> Result<Arc<Self>, ControlError> {
         let records = StagedRecords::open(&settings.staged_dir).await?;
-        let (operations, states, presence) = Default::default();
+        let (operations, states, presence, stopped) = Default::default();
         let agent = Arc::new(Self {
             mounter,
             endpoints,
@@ -140,8 +165,10 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
             operations,
             states,
             presence,
+            stopped,
         });
         agent.watch_losses();
+        agent.renew_channel();
         agent.recover().await?;
         Ok(agent)
     }
@@ -191,7 +218,8 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
     /// When calls do not end within `limit`.
     pub async fn hold(&self, limit: Duration) -> Result<HandoverHold, ControlError> {
         let held = tokio::time::timeout(limit, self.presence.clone().write_owned()).await;
-        held.map(HandoverHold).map_err(|_| {
+        let stopped = self.stopped.clone();
+        held.map(|presence| HandoverHold { presence, stopped }).map_err(|_| {
             ControlError::Unavailable(
                 "timed out waiting for calls for volumes to end; retry".to_owned(),
             )
@@ -259,6 +287,47 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
         Ok(self.mounter.list().await?.into_iter().partition(|mount| mount.device == device))
     }
 
+    /// The nodes that may have the volume of a record mounted. Where this node has no channel, it
+    /// must own what it serves.
+    pub(super) fn reach(&self, record: &StagedRecord) -> Reach {
+        match record.shared && self.settings.channel.is_some() {
+            true => Reach::ManyNodes,
+            false => Reach::OneNode,
+        }
+    }
+
+    pub(super) async fn listen_on(
+        &self,
+        dataset: DatasetId,
+        at: SocketAddr,
+        reach: Reach,
+    ) -> Result<(), EndpointError> {
+        self.endpoints.listen(dataset, &Self::export(dataset), at, reach).await
+    }
+
+    /// Keeps the channel known while this process lives.
+    fn renew_channel(&self) {
+        let Some(channel) = self.settings.channel.clone() else { return };
+        let stopped = self.stopped.clone();
+        tokio::spawn(async move {
+            loop {
+                tokio::select! {
+                    () = stopped.cancelled() => return,
+                    () = tokio::time::sleep(RENEWAL_LOOK) => channel.renew().await,
+                }
+            }
+        });
+    }
+
+    /// Ends what this process does for shared volumes by itself, and takes its channel out of the
+    /// bucket. Their mounts wait for the next process, or for another node.
+    pub async fn end(&self) {
+        self.stopped.cancel();
+        if let Some(channel) = &self.settings.channel {
+            channel.withdraw().await;
+        }
+    }
+
     fn watch_losses(self: &Arc<Self>) {
         let mut losses = self.volumes.lost();
         let agent = Arc::downgrade(self);
@@ -277,9 +346,10 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
 
     fn lose(&self, lost: &Lost) {
         let StageState::Staged(staged) = self.state(lost.dataset) else { return };
-        // A later opening may be staged by now.
-        if staged.volume.opening() != Some(lost.opening) {
-            return;
+        // A later opening may be staged by now. A shared volume is followed to its next owner.
+        match &staged.backing {
+            Backing::Owned(volume) if volume.opening() == Some(lost.opening) => {}
+            Backing::Owned(_) | Backing::Shared(_) => return,
         }
         self.lose_staged(&staged, &lost.why.to_string());
     }
@@ -305,12 +375,31 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
             self.states.lock().values().map(|sender| sender.borrow().clone()).collect();
         for state in states {
             if let StageState::Staged(staged) = state
-                && staged.volume.is_owned()
+                && matches!(&staged.backing, Backing::Owned(volume) if volume.is_owned())
                 && self.volumes.get(staged.record.volume.dataset).is_none()
             {
                 self.lose_staged(&staged, "it was lost");
             }
         }
+    }
+
+    /// As [`Self::lose_staged`], for a shared volume that has no owner any more, or cannot be opened
+    /// here.
+    pub(super) fn lose_shared(&self, volume: VolumeHandle, shared: &Weak<SharedVolume>, why: &str) {
+        let Some(shared) = shared.upgrade() else { return };
+        shared.failed.store(true, Ordering::SeqCst);
+        if let StageState::Staged(staged) = self.state(volume.dataset) {
+            match &staged.backing {
+                Backing::Shared(now) if Arc::ptr_eq(now, &shared) => {
+                    self.lose_staged(&staged, why);
+                }
+                Backing::Shared(_) | Backing::Owned(_) => {}
+            }
+            return;
+        }
+        // The mount in progress fails now, or the end of its staging sees the flag.
+        self.endpoints.stale(volume.dataset);
+        complain(volume, why);
     }
 
     /// As [`Self::lose_staged`], for a volume that an earlier process staged and this one cannot
@@ -321,8 +410,7 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
         complain(volume, why);
         // After a restart no endpoint listens yet.
         if let Some(at) = record.endpoint
-            && let Err(error) =
-                self.endpoints.listen(volume.dataset, &Self::export(volume.dataset), at).await
+            && let Err(error) = self.listen_on(volume.dataset, at, self.reach(record)).await
         {
             tracing::error!(
                 %volume,

@@ -16,7 +16,8 @@
 //! Nouns: an **endpoint** is the loopback address on which one volume is served; a **staged
 //! record** is the file in the state directory that describes a staged volume; a volume is **lost**
 //! when this process may no longer serve it: its endpoint answers ESTALE to everything until it is
-//! unstaged (R25).
+//! unstaged (R25); a **shared** volume may be staged on many nodes, one of which owns it, and is
+//! not lost when another takes it: its calls are then relayed ([`follow`]).
 //!
 //! Invariants: the record is written before anything else and removed after everything else; MNT is
 //! answered only during our own mount(2) (R23); nothing here looks below a mount of ours: mounts
@@ -32,18 +33,22 @@
 mod address;
 mod agent;
 mod endpoint;
+mod follow;
+mod health;
 mod ports;
 mod publish;
 mod record;
 mod recover;
 mod release;
+mod shared;
 mod stage;
 #[cfg(test)]
 mod tests;
 mod usage;
 
 pub use agent::{HandoverHold, NodeAgent, NodeSettings};
-pub use endpoint::{EndpointError, Endpoints};
+pub use endpoint::{EndpointError, Endpoints, Reach};
+pub use health::{StorageCondition, VolumeCondition};
 pub use publish::{Publish, Sharing};
 pub use record::Access;
 pub use stage::Stage;

@@ -27,6 +27,8 @@ pub struct Publish {
     pub access: Access,
     /// Mount options beyond those that it was staged with.
     pub options: Vec<String>,
+    /// As in [`Stage`](super::Stage).
+    pub group: Option<u32>,
     pub sharing: Sharing,
 }
 
@@ -67,6 +69,9 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
                 "volume {} is for one pod and is published at {at}",
                 wanted.volume
             )));
+        }
+        if !read_only {
+            self.set_mount_group(&staged, wanted.group).await?;
         }
         mount::create_target(&wanted.target).await?;
         let more = wanted.options.iter().filter(|option| !staged.record.options.contains(option));

@@ -37,6 +37,9 @@ pub(super) struct StagedRecord {
     pub options: Vec<String>,
     /// The address on which it is served, once that is known.
     pub endpoint: Option<SocketAddr>,
+    /// Other nodes may have it mounted too: it is served or relayed, whoever owns it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub shared: bool,
 }
 
 mod handle_text {
@@ -70,6 +73,7 @@ impl StagedRecord {
             access,
             options,
             endpoint: None,
+            shared: false,
         }
     }
 
@@ -260,6 +264,10 @@ mod tests {
         );
         assert_eq!(golden, expected);
         assert_eq!(StagedRecord::parse(golden.as_bytes()), Ok(record()));
+        let shared = StagedRecord { shared: true, ..record() };
+        let golden = golden.replace(r#"12049"}"#, r#"12049","shared":true}"#);
+        assert_eq!(serde_json::to_string(&shared).unwrap(), golden);
+        assert_eq!(StagedRecord::parse(golden.as_bytes()), Ok(shared));
     }
 
     #[test]

@@ -3,9 +3,10 @@
 
 use super::super::{ControlError, Pool};
 use super::agent::{NodeAgent, StageState, Staged};
-use super::endpoint::{EndpointError, Endpoints};
+use super::endpoint::{EndpointError, Endpoints, Reach};
 use super::record::StagedRecord;
 use super::release::is_ours;
+use super::shared::{Backing, SharedVolume};
 use crate::catalog::{Dataset, Form, Owner, State};
 use crate::mount::Mounter;
 use crate::types::Classify;
@@ -19,12 +20,16 @@ const AT_ONCE: usize = 32;
 /// The pause between attempts while the store does not answer, which doubles.
 const RETRY_MIN: Duration = Duration::from_millis(500);
 const RETRY_MAX: Duration = Duration::from_secs(15);
+/// Sessions that the record of a shared volume names: it may be relayed through many restarts.
+const SESSIONS_MAX: usize = 8;
 
 /// The recovery of the volume of a staged record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Recovery {
     /// Mounted and ours: serve it again.
     Reopen,
+    /// Mounted and shared: serve or relay it, whoever owns it now.
+    Follow,
     /// Ours, not mounted: replay its journal, close it, and release it.
     Close,
     /// Mounted, and another owner has it: answer ESTALE.
@@ -38,9 +43,13 @@ enum Recovery {
 fn recovery(
     record: &StagedRecord,
     me: &Owner,
-    mounted: bool,
+    (mounted, reach): (bool, Reach),
     dataset: Option<&Dataset>,
 ) -> Recovery {
+    let is_ready = dataset.is_some_and(|dataset| dataset.state == State::Ready);
+    if mounted && is_ready && reach == Reach::ManyNodes {
+        return Recovery::Follow;
+    }
     // A snapshot has no owner: its mount goes on reading.
     let read_only = dataset
         .is_some_and(|dataset| dataset.form == Form::Snapshot && dataset.state == State::Ready);
@@ -88,7 +97,7 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
     }
 
     /// Retries for as long as the store does not answer: the mount is waiting, too.
-    async fn recover_one(&self, record: &StagedRecord, turns: &Semaphore) {
+    async fn recover_one(self: &Arc<Self>, record: &StagedRecord, turns: &Semaphore) {
         let volume = record.volume;
         let mut wait = RETRY_MIN;
         let mut pools = self.pools.watch();
@@ -143,7 +152,10 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
         }
     }
 
-    async fn try_recover(&self, record: &StagedRecord) -> Result<StageState, ControlError> {
+    async fn try_recover(
+        self: &Arc<Self>,
+        record: &StagedRecord,
+    ) -> Result<StageState, ControlError> {
         let volume = record.volume;
         let (ours, _) = self.mounts_of(volume.dataset).await?;
         let mounted = record.boot == self.settings.boot && !ours.is_empty();
@@ -155,6 +167,7 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
             Some(pool) => pool.catalog.dataset_by_id(volume.dataset).await?.map(|at| at.record),
             None => None,
         };
+        let mounted = (mounted, self.reach(record));
         let recovery = recovery(record, &self.volumes.owner(), mounted, dataset.as_ref());
         tracing::info!(
             %volume,
@@ -163,9 +176,10 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
         );
         match (recovery, pool) {
             (Recovery::Reopen, Some(pool)) => self.reopen(record, pool).await,
+            (Recovery::Follow, Some(pool)) => self.follow_again(record, pool).await,
             (Recovery::Close, Some(pool)) => self.close_left(record, pool).await,
             (Recovery::Forget, _) => self.forget(record).await,
-            (Recovery::Reopen | Recovery::Close | Recovery::Stale, _) => {
+            (Recovery::Reopen | Recovery::Follow | Recovery::Close | Recovery::Stale, _) => {
                 let why = match (pool, dataset.map(|dataset| dataset.owner)) {
                     (None, _) => "its pool is not configured".to_owned(),
                     (_, None) => "its dataset is gone".to_owned(),
@@ -198,7 +212,29 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
         self.endpoints.serve(&open)?;
         record.sessions = vec![session];
         self.records.write(&record).await?;
-        Ok(StageState::Staged(Arc::new(Staged { record, volume: open })))
+        let backing = Backing::Owned(open);
+        Ok(StageState::Staged(Arc::new(Staged { record, backing })))
+    }
+
+    async fn follow_again(
+        self: &Arc<Self>,
+        record: &StagedRecord,
+        pool: &Pool,
+    ) -> Result<StageState, ControlError> {
+        let mut record = record.clone();
+        // Written before the dataset's record can name this session, as in `reopen`.
+        let session = self.volumes.settings().session;
+        if !record.sessions.contains(&session) {
+            record.sessions.push(session);
+            let old = record.sessions.len().saturating_sub(SESSIONS_MAX);
+            record.sessions.drain(..old);
+            self.records.write(&record).await?;
+        }
+        self.publish_channel(pool).await?;
+        let shared = Arc::new(SharedVolume::default());
+        self.follow(&shared, pool.clone(), record.volume, None);
+        let backing = Backing::Shared(shared);
+        Ok(StageState::Staged(Arc::new(Staged { record, backing })))
     }
 
     /// Listens on the endpoint again: the kernel's client reconnects sooner to a socket that
@@ -209,7 +245,7 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
         at: SocketAddr,
     ) -> Result<(), ControlError> {
         let dataset = record.volume.dataset;
-        match self.endpoints.listen(dataset, &Self::export(dataset), at).await {
+        match self.listen_on(dataset, at, self.reach(record)).await {
             // The previous process may take a moment to close its socket.
             Err(EndpointError::Taken(at)) => Err(ControlError::Unavailable(format!(
                 "address {at} of volume {} is in use",

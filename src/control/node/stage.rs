@@ -1,18 +1,18 @@
 //! Stage and unstage: a volume is opened, exported and mounted once on this node.
 
-use super::super::{ControlError, takeover};
+use super::super::{ControlError, Pool, takeover};
 use super::address::candidates;
 use super::agent::{NodeAgent, StageState, Staged};
-use super::endpoint::{EndpointError, Endpoints};
+use super::endpoint::{EndpointError, Endpoints, Reach};
 use super::ports;
 use super::record::{Access, StagedRecord};
+use super::shared::{Backing, SharedVolume};
 use crate::mount::{self, MountPoint, Mounter, NfsMount};
 use crate::types::{Class, Classify, DatasetId, VolumeHandle};
-use crate::volume::Attached;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// The request of NodeStageVolume.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,6 +22,15 @@ pub struct Stage {
     pub access: Access,
     /// Mount options beyond the driver's own.
     pub options: Vec<String>,
+    /// The group that the files are presented with (R28).
+    pub group: Option<u32>,
+}
+
+impl Stage {
+    /// The group, unless the mount is read-only: whoever only reads changes nothing.
+    fn changed_group(&self) -> Option<u32> {
+        self.group.filter(|_| self.access == Access::ReadWrite)
+    }
 }
 
 impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
@@ -30,7 +39,7 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
     /// # Errors
     /// `Exists` when it is staged there in another way; `Precondition` when it is staged elsewhere,
     /// or open on another node.
-    pub async fn stage(&self, mut wanted: Stage) -> Result<(), ControlError> {
+    pub async fn stage(self: &Arc<Self>, mut wanted: Stage) -> Result<(), ControlError> {
         let _call = self.enter(wanted.volume).await?;
         mount::check_options(&wanted.options)?;
         wanted.target = mount::resolve_target(&wanted.target).await?;
@@ -60,6 +69,7 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
                 why: "it is staged with other access or mount options".into(),
             });
         }
+        self.set_mount_group(staged, wanted.changed_group()).await?;
         let (ours, _) = self.mounts_of(wanted.volume.dataset).await?;
         if ours.iter().any(|mount| mount.target == wanted.target) {
             return Ok(());
@@ -68,8 +78,12 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
         self.mount(staged).await
     }
 
-    async fn stage_new(&self, wanted: Stage, deadline: Instant) -> Result<(), ControlError> {
-        let volume = wanted.volume;
+    async fn stage_new(
+        self: &Arc<Self>,
+        wanted: Stage,
+        deadline: Instant,
+    ) -> Result<(), ControlError> {
+        let (volume, group) = (wanted.volume, wanted.changed_group());
         let pool = self.pools.by_id(volume.pool)?.ok_or_else(|| ControlError::NotFound {
             what: format!(
                 "pool {} of volume {volume} (it is not configured on this node)",
@@ -91,33 +105,92 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
             wanted.access,
             wanted.options,
         );
+        record.shared = self.is_shared(pool, volume.dataset).await?;
         // The intent is written first: after a crash the next start knows that the volume may be
         // open.
         self.records.write(&record).await?;
-        let brought = async {
-            // Kubelet retries only after minutes: waiting for another node's lease inside the call
-            // is faster (R27).
-            let patience = deadline.saturating_duration_since(Instant::now());
-            let open = takeover::open(pool, &self.volumes, volume.dataset, patience).await?;
-            if !open.is_owned() && record.access == Access::ReadWrite {
-                return Err(ControlError::Precondition(format!(
-                    "volume {volume} is a snapshot, read only: use it with a read-only access mode \
-                     (ReadOnlyMany)"
-                )));
-            }
-            record.endpoint = Some(self.serve(&open).await?);
-            self.records.write(&record).await?;
-            let staged = Staged { record, volume: open };
-            self.mount(&staged).await?;
-            Ok(staged)
+        // Kubelet retries only after minutes: waiting for another node's lease inside the call is
+        // faster (R27).
+        let patience = deadline.saturating_duration_since(Instant::now());
+        let brought = match record.shared {
+            false => Box::pin(self.bring(record, group, pool, patience)).await,
+            true => Box::pin(self.bring_shared(record, group, pool, patience)).await,
         };
-        match brought.await {
+        match brought {
             Ok(staged) => {
-                self.set(volume.dataset, StageState::Staged(Arc::new(staged)));
+                let staged = Arc::new(staged);
+                self.set(volume.dataset, StageState::Staged(staged.clone()));
+                if staged.is_unfollowed() {
+                    self.lose_staged(&staged, "its owner cannot be followed: see above");
+                }
                 Ok(())
             }
             Err(error) => {
                 self.undo(volume).await;
+                Err(error)
+            }
+        }
+    }
+
+    /// Returns whether other nodes may stage the volume meanwhile.
+    async fn is_shared(&self, pool: &Pool, id: DatasetId) -> Result<bool, ControlError> {
+        if self.settings.channel.is_none() {
+            return Ok(false);
+        }
+        let dataset = pool.catalog.dataset_by_id(id).await?;
+        Ok(dataset.is_some_and(|at| at.record.is_shared()))
+    }
+
+    /// Opens, serves and mounts a volume that this node owns alone, or a snapshot.
+    async fn bring(
+        &self,
+        mut record: StagedRecord,
+        group: Option<u32>,
+        pool: &Pool,
+        patience: Duration,
+    ) -> Result<Staged, ControlError> {
+        let volume = record.volume;
+        let open =
+            takeover::open(pool, &self.volumes, &self.settings.carriers, volume.dataset, patience)
+                .await?;
+        if !open.is_owned() && record.access == Access::ReadWrite {
+            return Err(ControlError::Precondition(format!(
+                "volume {volume} is a snapshot, read only: use it with a read-only access mode \
+                 (ReadOnlyMany)"
+            )));
+        }
+        record.endpoint = Some(self.listen(volume.dataset, Reach::OneNode).await?);
+        self.endpoints.serve(&open)?;
+        self.records.write(&record).await?;
+        let staged = Staged { record, backing: Backing::Owned(open) };
+        self.set_mount_group(&staged, group).await?;
+        self.mount(&staged).await?;
+        Ok(staged)
+    }
+
+    /// Serves or relays, and mounts, a volume that several nodes may stage.
+    async fn bring_shared(
+        self: &Arc<Self>,
+        mut record: StagedRecord,
+        group: Option<u32>,
+        pool: &Pool,
+        patience: Duration,
+    ) -> Result<Staged, ControlError> {
+        let volume = record.volume;
+        let first = self.first_position(pool, volume.dataset, patience).await?;
+        record.endpoint = Some(self.listen(volume.dataset, Reach::ManyNodes).await?);
+        self.records.write(&record).await?;
+        let shared = Arc::new(SharedVolume::default());
+        self.follow(&shared, pool.clone(), volume, Some(first));
+        let staged = Staged { record, backing: Backing::Shared(shared.clone()) };
+        let mounted = async {
+            self.set_mount_group(&staged, group).await?;
+            self.mount(&staged).await
+        };
+        match mounted.await {
+            Ok(()) => Ok(staged),
+            Err(error) => {
+                shared.stop().await;
                 Err(error)
             }
         }
@@ -143,18 +216,14 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
     }
 
     /// Starts the endpoint on the first address that is free.
-    async fn serve(&self, volume: &Attached) -> Result<SocketAddr, ControlError> {
-        let dataset = volume.dataset;
+    async fn listen(&self, dataset: DatasetId, reach: Reach) -> Result<SocketAddr, ControlError> {
         let mut no_ipv4 = false;
         for at in candidates(dataset, self.settings.nfs_port) {
             if no_ipv4 && at.is_ipv4() {
                 continue;
             }
-            match self.endpoints.listen(dataset, &Self::export(dataset), at).await {
-                Ok(()) => {
-                    self.endpoints.serve(volume)?;
-                    return Ok(at);
-                }
+            match self.listen_on(dataset, at, reach).await {
+                Ok(()) => return Ok(at),
                 Err(EndpointError::Taken(_)) => {}
                 Err(EndpointError::Absent(_)) if at.is_ipv4() => no_ipv4 = true,
                 Err(error) => return Err(error.into()),
@@ -174,7 +243,7 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
             endpoint,
             export: Self::export(dataset),
             read_only: record.access == Access::ReadOnly,
-            options: record.options.clone(),
+            options: options(record, self.reach(record)),
         };
         // R23: no one else may mount it.
         let _pass = self.endpoints.allow_mount(dataset)?;
@@ -228,11 +297,17 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
         if mounted {
             self.mounter.unmount(target).await?;
         }
+        if let StageState::Staged(staged) = &state
+            && let Backing::Shared(shared) = &staged.backing
+        {
+            shared.stop().await;
+        }
         self.endpoints.stop(dataset).await;
         drop(state);
-        self.release(volume).await?;
+        // Nothing is mounted or served any more, also where the release fails: staged again, the
+        // volume is opened again, once it is closed.
         self.set(dataset, StageState::Idle);
-        Ok(())
+        self.release(volume).await
     }
 
     /// Writes dirty pages back. A time-out is an error, because pages must not be dropped when the
@@ -253,6 +328,17 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
             }
         }
     }
+}
+
+/// Mount options of a staged volume. Other nodes change a shared one: what the kernel remembers of
+/// attributes is valid for a second, and names that it did not find are looked up again.
+fn options(record: &StagedRecord, reach: Reach) -> Vec<String> {
+    let ours: &[&str] = match reach {
+        Reach::OneNode => &[],
+        Reach::ManyNodes => &["actimeo=1", "lookupcache=pos"],
+    };
+    // The last of several of a name counts: the user's.
+    ours.iter().map(|option| (*option).to_owned()).chain(record.options.iter().cloned()).collect()
 }
 
 fn not_there(volume: VolumeHandle, target: &Path, ours: &[MountPoint]) -> Result<(), ControlError> {

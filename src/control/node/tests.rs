@@ -6,12 +6,15 @@ use super::*;
 use crate::bucket::Bucket;
 use crate::catalog::{Catalog, Properties};
 use crate::chunk::ChunkCache;
+use crate::control::channel::{Channel, OwnerRoute, key_of};
 use crate::control::{Controller, NewVolume, Pools};
+use crate::fs::api::StatFs;
 use crate::fs::db::DbCache;
 use crate::mount::FakeMounter;
 use crate::types::{Class, Classify, DatasetId, SessionId, VolumeHandle};
 use crate::volume::{Attached, VolumeSettings, Volumes};
 use parking_lot::Mutex;
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -20,16 +23,24 @@ use std::time::Duration;
 /// The stack of the program's own threads: unoptimised futures of the database are large.
 const STACK_BYTES: usize = 8 << 20;
 
-/// Endpoints that serve no client, and remember which went stale.
+/// Endpoints that serve no client, and remember which listen and which went stale.
 #[derive(Default)]
 struct Nowhere {
+    listening: Mutex<BTreeSet<DatasetId>>,
     stale: Mutex<Vec<DatasetId>>,
 }
 
 impl Endpoints for Nowhere {
     type Pass = ();
 
-    async fn listen(&self, _: DatasetId, _: &str, _: SocketAddr) -> Result<(), EndpointError> {
+    async fn listen(
+        &self,
+        dataset: DatasetId,
+        _: &str,
+        _: SocketAddr,
+        _: Reach,
+    ) -> Result<(), EndpointError> {
+        self.listening.lock().insert(dataset);
         Ok(())
     }
 
@@ -37,15 +48,49 @@ impl Endpoints for Nowhere {
         Ok(())
     }
 
-    fn allow_mount(&self, _: DatasetId) -> Result<(), EndpointError> {
-        Ok(())
+    fn relay(&self, dataset: DatasetId, _: OwnerRoute) -> Result<(), EndpointError> {
+        Err(EndpointError::Unknown(dataset))
+    }
+
+    fn suspend(&self, _: DatasetId) {}
+
+    async fn disturbed(&self, _: DatasetId) {}
+
+    fn is_disturbed(&self, _: DatasetId) -> bool {
+        false
+    }
+
+    async fn stats(&self, dataset: DatasetId) -> Result<StatFs, EndpointError> {
+        Err(EndpointError::Unanswered(dataset))
+    }
+
+    fn allow_mount(&self, dataset: DatasetId) -> Result<(), EndpointError> {
+        match self.listening.lock().contains(&dataset) {
+            true => Ok(()),
+            false => Err(EndpointError::Unknown(dataset)),
+        }
     }
 
     fn stale(&self, dataset: DatasetId) {
         self.stale.lock().push(dataset);
     }
 
-    async fn stop(&self, _: DatasetId) {}
+    async fn stop(&self, dataset: DatasetId) {
+        self.listening.lock().remove(&dataset);
+    }
+}
+
+fn volumes(node: &str, journal_dir: Option<PathBuf>) -> Volumes {
+    Volumes::new(VolumeSettings {
+        node: node.into(),
+        session: SessionId::random(),
+        journal_dir,
+        cache: DbCache::new(16 << 20),
+        chunk_cache: ChunkCache::memory(16 << 20),
+        flush_interval: Duration::from_millis(200),
+        memory: crate::fs::FsMemory::new(16 << 20, 8 << 20),
+        volumes_max: 8,
+    })
 }
 
 struct Node {
@@ -57,18 +102,14 @@ struct Node {
 
 impl Node {
     async fn new() -> Self {
+        Self::of(&[], None).await
+    }
+
+    /// A node with a volume of these access modes.
+    async fn of(modes: &[&str], channel: Option<SocketAddr>) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let catalog = Catalog::create(Bucket::memory(), None).await.unwrap();
-        let volumes = Volumes::new(VolumeSettings {
-            node: "node".into(),
-            session: SessionId::random(),
-            journal_dir: Some(dir.path().join("journal")),
-            cache: DbCache::new(16 << 20),
-            chunk_cache: ChunkCache::memory(16 << 20),
-            flush_interval: Duration::from_millis(200),
-            memory: crate::fs::FsMemory::new(16 << 20, 8 << 20),
-            volumes_max: 8,
-        });
+        let volumes = volumes("node", Some(dir.path().join("journal")));
         let pools = Pools::one("p", catalog.clone());
         let new = NewVolume {
             name: "v".parse().unwrap(),
@@ -76,7 +117,7 @@ impl Node {
             size_limit: None,
             source: None,
             properties: Properties::default(),
-            access_modes: vec![],
+            access_modes: modes.iter().map(|mode| (*mode).to_owned()).collect(),
             form: Default::default(),
             parameters: Default::default(),
         };
@@ -85,7 +126,12 @@ impl Node {
             .await
             .unwrap()
             .handle;
-        let settings = NodeSettings::new(dir.path().join("staged"), "driver".into()).unwrap();
+        let (node, session) = (volumes.settings().node.clone(), volumes.settings().session);
+        let settings = NodeSettings {
+            hold: channel.map_or(NodeSettings::HOLD, |_| Duration::from_secs(3)),
+            channel: channel.map(|at| Arc::new(Channel::new(node, session, Some(at), [7; 32]))),
+            ..NodeSettings::new(dir.path().join("staged"), "driver".into()).unwrap()
+        };
         let agent =
             NodeAgent::start(FakeMounter::new(), Nowhere::default(), volumes, pools, settings)
                 .await
@@ -103,6 +149,7 @@ impl Node {
             target: self.target(),
             access: Access::ReadWrite,
             options: vec![],
+            group: None,
         };
         Box::pin(self.agent.stage(wanted)).await
     }
@@ -183,6 +230,31 @@ fn an_owner_that_was_not_released_is_released_by_a_retry_of_unstage() {
     });
 }
 
+/// Kubelet stages a volume for the next pod whose unstaging failed.
+#[test]
+fn a_volume_whose_release_failed_is_staged_again() {
+    run(async {
+        let node = Node::new().await;
+        node.stage().await.unwrap();
+        node.set("catalog.put", "return");
+        assert!(node.unstage().await.is_err());
+        node.set("catalog.put", "off");
+        let mut staged = node.stage().await;
+        for _ in 0..400 {
+            match &staged {
+                Ok(()) => break,
+                Err(error) => assert!(error.class().may_pass(), "{error}"),
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            staged = node.stage().await;
+        }
+        staged.unwrap();
+        assert!(node.agent.volumes.get(node.volume.dataset).is_some(), "it is open");
+        node.unstage().await.unwrap();
+        node.assert_released("staged again").await;
+    });
+}
+
 #[test]
 fn a_claim_that_was_written_though_it_failed_is_taken_back() {
     run(async {
@@ -235,5 +307,53 @@ fn a_loss_reported_late_does_not_touch_what_was_staged_since() {
         drop((before, now));
         node.unstage_at_last("lost, not fenced").await;
         node.assert_released("lost, not fenced").await;
+    });
+}
+
+/// The channel is in the bucket before the record can name the session, and goes with the process.
+#[test]
+fn a_shared_volume_is_staged_once_the_channel_is_known() {
+    run(async {
+        let at = "192.0.2.1:12050".parse().unwrap();
+        for step in ["channel.before-publish", "channel.after-publish"] {
+            let node = Node::of(&["MULTI_NODE_MULTI_WRITER"], Some(at)).await;
+            let session = node.agent.volumes.settings().session;
+            node.set(step, "1*return");
+            assert!(node.stage().await.unwrap_err().class().may_pass(), "{step}");
+            node.assert_released(step).await;
+            node.stage().await.unwrap();
+            let known = node.catalog.channel(session).await.unwrap().unwrap();
+            assert_eq!((known.address, key_of(&known)), (Some(at), Some([7; 32])), "{step}");
+            node.unstage().await.unwrap();
+            node.assert_released(step).await;
+            node.agent.end().await;
+            assert_eq!(node.catalog.channel(session).await.unwrap(), None, "{step}");
+        }
+        // A volume of one node needs none.
+        let node = Node::of(&["SINGLE_NODE_WRITER"], Some(at)).await;
+        node.stage().await.unwrap();
+        let session = node.agent.volumes.settings().session;
+        assert_eq!(node.catalog.channel(session).await.unwrap(), None);
+        node.unstage().await.unwrap();
+    });
+}
+
+/// An owner that has no channel keeps its volume, as every owner does of a volume of one node, and
+/// the error says what to set.
+#[test]
+fn an_owner_without_a_channel_keeps_a_shared_volume() {
+    run(async {
+        let at = "192.0.2.1:12050".parse().unwrap();
+        let node = Node::of(&["MULTI_NODE_MULTI_WRITER"], Some(at)).await;
+        let owner = volumes("other", None);
+        let open = owner.open(&node.catalog, node.volume.dataset).await.unwrap();
+        let refused = node.stage().await.unwrap_err();
+        assert_eq!(refused.class(), Class::Precondition, "{refused}");
+        assert!(refused.to_string().contains("channel.listen"), "{refused}");
+        drop(open);
+        owner.close(node.volume.dataset).await.unwrap();
+        node.stage().await.unwrap();
+        node.unstage().await.unwrap();
+        node.assert_released("unstaged").await;
     });
 }

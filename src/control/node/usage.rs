@@ -1,9 +1,12 @@
 //! The usage and size of a staged volume, and the write-back of its dirty pages.
 
-use super::super::ControlError;
 use super::super::controller::within;
+use super::super::owner::OwnerRequest;
+use super::super::{ControlError, Pool};
 use super::agent::{NodeAgent, StageState, Staged};
 use super::endpoint::Endpoints;
+use super::shared::Backing;
+use crate::catalog::Dataset;
 use crate::fs::api::{FileSystem, StatFs};
 use crate::mount::{self, Mounter};
 use crate::types::{DatasetId, VolumeHandle};
@@ -11,6 +14,10 @@ use crate::volume::{CloseReason, Closing, Volumes};
 use futures::future::BoxFuture;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
+
+/// Time limit for the owner of a shared volume to apply a quota.
+const OWNER_LIMIT: Duration = Duration::from_secs(30);
 
 /// The mounts of a process, whose dirty pages are written back before a snapshot: data that is only
 /// in the kernel's page cache is in no snapshot.
@@ -60,7 +67,10 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
     pub async fn stats(&self, volume: VolumeHandle, path: &Path) -> Result<StatFs, ControlError> {
         let _present = self.present().await?;
         let staged = self.staged_at(volume, path).await?;
-        Ok(staged.volume.exported.statfs().await?)
+        match &staged.backing {
+            Backing::Owned(volume) => Ok(volume.exported.statfs().await?),
+            Backing::Shared(_) => Ok(self.endpoints.stats(volume.dataset).await?),
+        }
     }
 
     /// Reads the quota from the dataset's record and applies it to the open volume. The quota in
@@ -81,8 +91,37 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
         let pool = self.pools.by_id(volume.pool)?.ok_or_else(missing)?;
         let record = pool.catalog.dataset_by_id(volume.dataset).await?.ok_or_else(missing)?.record;
         within(&record, limit)?;
-        self.volumes.set_quota(&record);
+        match self.volumes.get(volume.dataset) {
+            None => self.tell_owner(pool, &record, &OwnerRequest::Refresh).await?,
+            Some(_) => self.volumes.set_quota(&record),
+        }
         Ok(record.size.unwrap_or_default())
+    }
+
+    /// Presents a volume with a group, where a pod asks for one (R28). Pods with other groups share
+    /// the last one, as they would if kubelet changed each file.
+    pub(super) async fn set_mount_group(
+        &self,
+        staged: &Staged,
+        group: Option<u32>,
+    ) -> Result<(), ControlError> {
+        let Some(gid) = group else { return Ok(()) };
+        let volume = staged.record.volume;
+        if let Backing::Owned(open) = &staged.backing {
+            return Ok(open.set_mount_group(gid).await?);
+        }
+        if let Some(open) = self.volumes.get(volume.dataset) {
+            return Ok(open.fs.set_mount_group(gid).await?);
+        }
+        let missing = || ControlError::NotFound { what: format!("volume {volume}") };
+        let pool = self.pools.by_id(volume.pool)?.ok_or_else(missing)?;
+        let record = pool.catalog.dataset_by_id(volume.dataset).await?.ok_or_else(missing)?.record;
+        if record.owner.is_none() {
+            return Err(ControlError::Unavailable(format!(
+                "volume {volume} is moving to another node, and its group cannot be set; retry"
+            )));
+        }
+        self.tell_owner(pool, &record, &OwnerRequest::MountGroup { gid }).await
     }
 
     async fn staged_at(
@@ -104,5 +143,17 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
                 ours.iter().any(|mount| mount.target == path).then_some(staged).ok_or_else(missing)
             }
         }
+    }
+
+    /// Has the owner of a shared volume do something; without one there is nothing to do.
+    async fn tell_owner(
+        &self,
+        pool: &Pool,
+        record: &Dataset,
+        request: &OwnerRequest,
+    ) -> Result<(), ControlError> {
+        let Some(owner) = &record.owner else { return Ok(()) };
+        let (carriers, about) = (&self.settings.carriers, (record.id(), record.name.as_str()));
+        carriers.ask_owner(pool, about, owner, request, OWNER_LIMIT).await.map(drop)
     }
 }

@@ -1,7 +1,7 @@
 //! Carrier: this process, which has the volume open. The mailbox server's requests are carried out
 //! here too.
 
-use super::request::{Checkpointed, OwnerReply, OwnerRequest};
+use super::request::{Checkpointed, FreezeToken, OwnerReply, OwnerRequest};
 use super::restore::{Target, restore};
 use crate::catalog::Catalog;
 use crate::control::ControlError;
@@ -17,6 +17,9 @@ use std::time::Duration;
 /// Time that other requests wait while a volume is closed for one; the close is completed all the
 /// same.
 const HAND_OVER_LIMIT: Duration = Duration::from_secs(5);
+/// Limit for syncing the mounts of a volume before its snapshot: well below what askers wait
+/// (`ownerTimeout`), so that a mount that is too slow does not stop the snapshot.
+const SYNC_LIMIT: Duration = Duration::from_secs(10);
 
 /// The volumes of this process and their mounts.
 #[derive(Clone)]
@@ -33,12 +36,13 @@ impl Local {
         pool: &Catalog,
         dataset: DatasetId,
         request: &OwnerRequest,
+        progress: &Progress,
     ) -> Option<Result<OwnerReply, ControlError>> {
         if let OwnerRequest::HandOver { claim } = request {
             return Some(self.hand_over(pool, dataset, *claim).await);
         }
         let volume = self.volumes.get(dataset)?;
-        Some(Box::pin(self.act_on(pool, &volume, request, &Progress::default())).await)
+        Some(Box::pin(self.act_on(pool, &volume, request, progress)).await)
     }
 
     /// Carries out a request on an open volume.
@@ -57,39 +61,82 @@ impl Local {
                 Ok(OwnerReply::Done)
             }
             OwnerRequest::Detach => Ok(OwnerReply::Detached(volume.fs.detach().await?)),
-            OwnerRequest::Restore(wanted) => {
+            OwnerRequest::Restore(wanted) | OwnerRequest::RestoreKeeping(wanted) => {
                 let target =
                     Target { dataset: &volume.dataset, fs: &volume.fs, claim: &volume.claim };
-                let done = restore(settings, pool, target, wanted, progress);
+                let done = restore(settings, pool, target, wanted, request.replaced(), progress);
                 Ok(OwnerReply::Restored(Box::pin(done).await?))
             }
             // The caller holds the volume.
             OwnerRequest::HandOver { .. } => Err(in_use()),
             OwnerRequest::Ping => Ok(OwnerReply::Done),
+            OwnerRequest::MountGroup { gid } => {
+                volume.fs.set_mount_group(*gid).await?;
+                Ok(OwnerReply::Done)
+            }
+            OwnerRequest::PrepareFreeze => {
+                self.sync_mounts(volume).await;
+                volume.fs.sync().await?;
+                Ok(OwnerReply::Done)
+            }
+            OwnerRequest::Freeze { token, limit_millis } => {
+                let limit = Duration::from_millis(u64::from(*limit_millis));
+                volume.fs.freeze(*token, limit).await?;
+                Ok(OwnerReply::Frozen(FreezeToken::Open(*token)))
+            }
+            OwnerRequest::CheckpointFrozen { snapshot, freeze } => {
+                let name = snapshot.to_string();
+                let FreezeToken::Open(token) = freeze else { return Err(opened_since()) };
+                let cut = volume.fs.snapshot_frozen(&name, *token).await?;
+                Ok(OwnerReply::CheckpointFrozen(checkpointed(volume, cut).await?, *freeze))
+            }
+            OwnerRequest::Thaw { freeze } => {
+                let FreezeToken::Open(token) = freeze else { return Err(opened_since()) };
+                let thawed = volume.fs.thaw(*token).await?;
+                tracing::info!(
+                    dataset = %volume.dataset.name,
+                    millis = thawed.lasted.as_millis(),
+                    waited = thawed.waited,
+                    "frozen for a group snapshot: changes waited no longer than this"
+                );
+                Ok(OwnerReply::Done)
+            }
+            OwnerRequest::Refresh => {
+                if let Some(at) = pool.dataset_by_id(volume.dataset.id()).await? {
+                    self.volumes.set_properties(&at.record).await?;
+                }
+                Ok(OwnerReply::Done)
+            }
         }
     }
 
     /// A mount that is too slow does not stop a snapshot.
+    async fn sync_mounts(&self, volume: &Volume) {
+        let syncing = self.mounts.sync(volume.dataset.id());
+        let error = match tokio::time::timeout(SYNC_LIMIT, syncing).await {
+            Ok(Ok(())) => return,
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => format!("not done within {} s", SYNC_LIMIT.as_secs()),
+        };
+        tracing::warn!(
+            dataset = %volume.dataset.name,
+            error,
+            "syncing the mount timed out or failed: the snapshot holds what the server \
+             acknowledged, and may lack what programs wrote and did not sync"
+        );
+    }
+
     async fn checkpoint(
         &self,
         volume: &Volume,
         snapshot: Incarnation,
     ) -> Result<OwnerReply, ControlError> {
-        if let Err(error) = self.mounts.sync(volume.dataset.id()).await {
-            tracing::warn!(
-                dataset = %volume.dataset.name,
-                %error,
-                "syncing the mount timed out or failed: the snapshot holds what the server \
-                 acknowledged, and may lack what programs wrote and did not sync"
-            );
-        }
+        self.sync_mounts(volume).await;
         let made = async {
-            let CheckpointId(checkpoint) = volume.fs.snapshot(&snapshot.to_string()).await?;
-            let stat = volume.fs.statfs().await?;
-            let referenced = Some(stat.total_bytes.saturating_sub(stat.free_bytes));
-            Ok::<_, FsError>(OwnerReply::Checkpoint(Checkpointed { checkpoint, referenced }))
+            let cut = volume.fs.snapshot(&snapshot.to_string()).await?;
+            Ok(OwnerReply::Checkpoint(checkpointed(volume, cut).await?))
         };
-        Ok(made.await.inspect_err(|error| {
+        Ok(made.await.inspect_err(|error: &FsError| {
             if error.class() != Class::Fenced {
                 tracing::warn!(
                     dataset = %volume.dataset.name,
@@ -107,8 +154,16 @@ impl Local {
         dataset: DatasetId,
         claim: ClaimId,
     ) -> Result<OwnerReply, ControlError> {
-        let owner = pool.dataset_by_id(dataset).await?.and_then(|at| at.record.owner);
-        if owner.is_some_and(|owner| owner.claim != claim) {
+        let record = pool.dataset_by_id(dataset).await?.map(|at| at.record);
+        let record = record.ok_or_else(|| ControlError::NotFound {
+            what: format!("dataset {dataset} in this pool"),
+        })?;
+        let owner = record.owner.map(|owner| owner.claim);
+        if owner.is_none() && self.volumes.get(dataset).is_none_or(|open| !open.claim.is(claim)) {
+            // That claim has ended. A later one of this process may not be in the record yet.
+            return Ok(OwnerReply::Done);
+        }
+        if owner.is_some_and(|owner| owner != claim) {
             return Err(ControlError::Precondition(
                 "the request is about an earlier claim of the dataset; read its record again and \
                  retry"
@@ -136,6 +191,20 @@ impl Local {
             }),
         }
     }
+}
+
+async fn checkpointed(
+    volume: &Volume,
+    CheckpointId(checkpoint): CheckpointId,
+) -> Result<Checkpointed, FsError> {
+    let stat = volume.fs.statfs().await?;
+    let referenced = Some(stat.total_bytes.saturating_sub(stat.free_bytes));
+    Ok(Checkpointed { checkpoint, referenced })
+}
+
+/// For a freeze of a dataset that was released.
+fn opened_since() -> ControlError {
+    FsError::Busy("it was opened since it was frozen for a group snapshot").into()
 }
 
 fn in_use() -> ControlError {

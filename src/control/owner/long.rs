@@ -11,7 +11,7 @@
 //! A token is for one request, and good once; a request with any other gets a new one.
 
 use super::local::Local;
-use super::mailbox::{REQUESTS_MAX, RequestStatus};
+use super::mailbox::RequestStatus;
 use super::request::OwnerRequest;
 use crate::catalog::Catalog;
 use crate::fs::Progress;
@@ -29,7 +29,7 @@ use tokio::task::JoinHandle;
 const TOKEN_AGE_MAX: Duration = Duration::from_secs(60);
 /// Most outstanding tokens: as many as requests of one poll. The oldest is dropped for a new one,
 /// and its asker gets another.
-const TOKENS_MAX: usize = REQUESTS_MAX;
+const TOKENS_MAX: usize = 64;
 /// Clones that one owner detaches at once.
 const DETACHING_MAX: usize = 2;
 
@@ -117,7 +117,7 @@ impl LongRequests {
     }
 
     fn detaching(&self) -> usize {
-        let detaching = |running: &&Running| running.request == OwnerRequest::Detach;
+        let detaching = |last: &&Running| last.request == OwnerRequest::Detach && last.is_running();
         self.last.values().filter(detaching).count()
     }
 

@@ -27,19 +27,14 @@ use std::time::{Duration, SystemTime};
 const FORMAT: u32 = 1;
 /// The largest request or reply.
 pub(super) const BYTES_MAX: u64 = 16 << 10;
-/// Most requests of one poll, the newest first: those are still waited for. The rest is left to the
-/// next poll.
-pub(super) const REQUESTS_MAX: usize = 64;
 /// The first wait for a reply; it grows to `POLL_MAX`.
 const POLL_MIN: Duration = Duration::from_millis(50);
 const POLL_MAX: Duration = Duration::from_secs(1);
-/// Polling interval for the result of a long request.
-const PROGRESS_POLL: Duration = Duration::from_millis(300);
 /// Older requests and replies are abandoned, whichever clock measures that: askers wait for
 /// seconds.
 const MESSAGE_AGE_MAX: Duration = Duration::from_secs(3600);
-/// Older heartbeats and revocations are of sessions that have ended: a live session has younger
-/// ones.
+/// Older heartbeats, channels and revocations are of sessions that have ended: a live session has
+/// younger ones.
 const STATUS_AGE_MAX: Duration = Duration::from_secs(24 * 3600);
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -69,6 +64,9 @@ pub(super) enum RequestStatus {
     /// Not started: the request starts when the next one brings this token back.
     StartToken(Incarnation),
     Running(Restored),
+    /// The volume is not open there, not yet or no longer. Of the channel only: in the mailbox such
+    /// a request is left unanswered.
+    NotOpen,
 }
 
 impl From<Result<OwnerReply, ControlError>> for RequestStatus {
@@ -77,6 +75,12 @@ impl From<Result<OwnerReply, ControlError>> for RequestStatus {
             Ok(reply) => Self::Done(reply),
             Err(error) => Self::failed(error.class(), error.to_string()),
         }
+    }
+}
+
+impl Message {
+    pub(super) fn new(dataset: DatasetId, request: OwnerRequest) -> Self {
+        Self { format: FORMAT, dataset, request, start_token: None }
     }
 }
 
@@ -92,6 +96,15 @@ impl RequestStatus {
 
 fn encode<T: Serialize>(message: &T) -> Result<Vec<u8>, ControlError> {
     serde_json::to_vec(message).map_err(|error| ControlError::Internal(error.to_string()))
+}
+
+pub(super) fn encode_request(message: &Message) -> Result<Vec<u8>, ControlError> {
+    encode(message)
+}
+
+/// Decodes a reply; the error says what is wrong with it.
+pub(super) fn decode_outcome(bytes: &[u8]) -> Result<RequestStatus, String> {
+    decode::<Reply>(bytes).map(|reply| reply.outcome)
 }
 
 /// Decodes a request, or returns the outcome for one that cannot be read.
@@ -140,42 +153,8 @@ impl From<Unanswered> for ControlError {
     }
 }
 
-/// Asks an owner. `limit`: for each reply; a long request whose end is awaited has several.
-pub(super) async fn ask(
-    to: Addressee<'_>,
-    request: &OwnerRequest,
-    limit: Duration,
-    progress: &(dyn Fn(Restored) + Sync),
-) -> Result<OwnerReply, Unanswered> {
-    let failed = |class, why: &str| {
-        let what = request.describe(to.name);
-        let why = format!("{what}: node {}: {why}", to.owner.node);
-        Err(Unanswered::Failed(ControlError::Refused { class, why }))
-    };
-    let mut message = Message {
-        format: FORMAT,
-        dataset: to.dataset,
-        request: request.clone(),
-        start_token: None,
-    };
-    loop {
-        match send(to, &message, limit).await? {
-            RequestStatus::Done(reply) => return Ok(reply),
-            RequestStatus::Failed { class, why } => return failed(class, &why),
-            // The token is returned at once: the owner drops it after a while.
-            RequestStatus::StartToken(token) => message.start_token = Some(token),
-            RequestStatus::Running(_) if !request.is_awaited() => {
-                return failed(Class::InProgress, "in progress; retry");
-            }
-            RequestStatus::Running(now) => {
-                progress(now);
-                tokio::time::sleep(PROGRESS_POLL).await;
-            }
-        }
-    }
-}
-
-async fn send(
+/// Sends one message. `limit`: for its reply.
+pub(super) async fn send(
     to: Addressee<'_>,
     message: &Message,
     limit: Duration,
@@ -199,15 +178,20 @@ async fn send(
     }
     match reply {
         Ok(outcome) => outcome.map_err(Unanswered::Failed),
-        Err(_) => Err(Unanswered::Silent(ControlError::Unavailable(format!(
-            "{}: node {}, which has it open, did not answer within {} s; check its log, then \
-             retry; if that machine is gone, run `zerofs-csi dataset release {} --force`",
-            message.request.describe(to.name),
-            to.owner.node,
-            limit.as_secs(),
-            to.name
-        )))),
+        Err(_) => Err(silent(to, message, limit)),
     }
+}
+
+/// No reply came within the limit.
+pub(super) fn silent(to: Addressee<'_>, message: &Message, limit: Duration) -> Unanswered {
+    Unanswered::Silent(ControlError::Unavailable(format!(
+        "{}: node {}, which has it open, did not answer within {} s; check its log, then retry; if \
+         that machine is gone, run `zerofs-csi dataset release {} --force`",
+        message.request.describe(to.name),
+        to.owner.node,
+        limit.as_secs(),
+        to.name
+    )))
 }
 
 async fn poll(bucket: &Bucket, key: &str) -> Result<RequestStatus, ControlError> {
@@ -215,9 +199,8 @@ async fn poll(bucket: &Bucket, key: &str) -> Result<RequestStatus, ControlError>
     loop {
         tokio::time::sleep(pause).await;
         if let Some(bytes) = bucket.get(key, BYTES_MAX).await? {
-            let reply: Reply = decode(&bytes)
-                .map_err(|why| ControlError::Unavailable(format!("reading {key}: {why}")))?;
-            return Ok(reply.outcome);
+            return decode_outcome(&bytes)
+                .map_err(|why| ControlError::Unavailable(format!("reading {key}: {why}")));
         }
         pause = (pause * 2).min(POLL_MAX);
     }
@@ -236,7 +219,7 @@ pub(in crate::control) struct Swept {
 pub(super) async fn sweep(bucket: &Bucket, now: SystemTime) -> Result<Swept, ControlError> {
     let age_max = |key: &str| match key.split('/').nth(2) {
         Some("request" | "reply") => Some(MESSAGE_AGE_MAX),
-        Some("heartbeat" | "revocation") => Some(STATUS_AGE_MAX),
+        Some("heartbeat" | "revocation" | "channel") => Some(STATUS_AGE_MAX),
         _ => is_damage_report(key).then_some(STATUS_AGE_MAX),
     };
     let age = |listed: &Listed| now.duration_since(listed.modified).unwrap_or_default();
@@ -254,7 +237,7 @@ pub(super) async fn sweep(bucket: &Bucket, now: SystemTime) -> Result<Swept, Con
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::control::owner::request::Checkpointed;
+    use crate::control::owner::request::{Checkpointed, FreezeToken};
     use crate::control::owner::restore::RestoreInPlace;
     use crate::fs::db::Detached;
     use crate::types::{ClaimId, Epoch, NameKey, PackId, SnapshotId};
@@ -268,6 +251,7 @@ mod tests {
             "nodes/a/heartbeat/1",
             "nodes/a/revocation/1",
             "nodes/a/damage/1",
+            "nodes/a/channel/1",
             "nodes/a/other",
         ] {
             bucket.put(key, bytes::Bytes::from_static(b"x")).await.unwrap();
@@ -276,8 +260,8 @@ mod tests {
         let found = |removed, damage_reported| Swept { removed, damage_reported };
         assert_eq!(swept(Duration::ZERO).await, found(0, true));
         assert_eq!(swept(2 * MESSAGE_AGE_MAX).await, found(2, true));
-        assert_eq!(bucket.list("nodes").await.unwrap().len(), 4);
-        assert_eq!(swept(2 * STATUS_AGE_MAX).await, found(3, false));
+        assert_eq!(bucket.list("nodes").await.unwrap().len(), 5);
+        assert_eq!(swept(2 * STATUS_AGE_MAX).await, found(4, false));
     }
 
     fn dataset() -> DatasetId {
@@ -298,6 +282,9 @@ mod tests {
             to: "/x".into(),
             overwrite: false,
         };
+        let keeping = OwnerRequest::RestoreKeeping(restore.clone());
+        let text = serde_json::to_string(&keeping).unwrap();
+        assert!(text.starts_with(r#"{"restore-keeping":{"call":""#), "{text}");
         let requests = [
             (
                 OwnerRequest::Checkpoint { snapshot: id(3) },
@@ -324,6 +311,30 @@ mod tests {
                 r#"{"hand-over":{"claim":"aydambqgaydambqgaydambqgay"}}"#,
             ),
             (OwnerRequest::Ping, r#""ping""#),
+            (OwnerRequest::Refresh, r#""refresh""#),
+            (OwnerRequest::MountGroup { gid: 7 }, r#"{"mount-group":{"gid":7}}"#),
+            (OwnerRequest::PrepareFreeze, r#""prepare-freeze""#),
+            (
+                OwnerRequest::Freeze { token: id(5), limit_millis: 10_000 },
+                concat!(
+                    r#"{"freeze":{"token":"aucqkbifaucqkbifaucqkbifau","#,
+                    r#""limit_millis":10000}}"#
+                ),
+            ),
+            (
+                OwnerRequest::CheckpointFrozen {
+                    snapshot: id(3),
+                    freeze: FreezeToken::Open(id(5)),
+                },
+                concat!(
+                    r#"{"checkpoint-frozen":{"snapshot":"ambqgaydambqgaydambqgaydam","#,
+                    r#""freeze":{"open":"aucqkbifaucqkbifaucqkbifau"}}}"#
+                ),
+            ),
+            (
+                OwnerRequest::Thaw { freeze: FreezeToken::Released(Epoch(9)) },
+                r#"{"thaw":{"freeze":{"released":9}}}"#,
+            ),
         ];
         for (request, text) in requests {
             for (start_token, end) in [
@@ -379,6 +390,20 @@ mod tests {
                 ),
             ),
             (
+                RequestStatus::Done(OwnerReply::Frozen(FreezeToken::Released(Epoch(9)))),
+                r#"{"done":{"frozen":{"released":9}}}"#,
+            ),
+            (
+                RequestStatus::Done(OwnerReply::CheckpointFrozen(
+                    Checkpointed { referenced: None, ..made },
+                    FreezeToken::Released(Epoch(10)),
+                )),
+                concat!(
+                    r#"{"done":{"checkpoint-frozen":[{"checkpoint":"#,
+                    r#"[7,7,7,7,7,7,7,7,7,7,7,7,7,7,7,7],"referenced":null},{"released":10}]}}"#
+                ),
+            ),
+            (
                 RequestStatus::Done(OwnerReply::Detached(Detached::Held)),
                 r#"{"done":{"detached":"held"}}"#,
             ),
@@ -395,6 +420,7 @@ mod tests {
                 r#"{"start-token":"aqcaibaeaqcaibaeaqcaibaeaq"}"#,
             ),
             (RequestStatus::Running(restored), r#"{"running":{"objects":3,"bytes":4}}"#),
+            (RequestStatus::NotOpen, r#""not-open""#),
         ];
         for (outcome, text) in outcomes {
             let text = format!(r#"{{"format":1,"outcome":{text}}}"#);

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!                         ┌─ open in this process ──────▶ local     with the open volume
-//! perform(dataset, req) ──┼─ the record names an owner ─▶ mailbox   its server does as local
+//! perform(dataset, req) ──┼─ the record names an owner ─▶ channel, or mailbox: it does as local
 //!        ▲                └─ released ──────────────────▶ released  under a maintenance claim
 //!        └── lost race: the record is read again ─────────┘
 //! ```
@@ -18,10 +18,12 @@
 //! not retried here, because a part of it may be done: its caller retries.
 //!
 //! To add a request: a variant of [`OwnerRequest`] and its arm in [`local`] and [`released`]. To
-//! add a carrier: a module with an `ask`, and its arm in `Owners::carry`.
+//! add a carrier: a module that sends a message, and its place in [`ask`].
 //!
 //! A crash leaves what the carriers' documentation lists.
 
+mod ask;
+mod channel;
 mod local;
 mod long;
 mod mailbox;
@@ -31,9 +33,11 @@ mod request;
 mod restore;
 mod server;
 
-pub(super) use request::{Checkpointed, FromReply, OwnerReply, OwnerRequest};
-pub use restore::{RestoreInPlace, TreePath};
-pub use server::serve_mailbox;
+pub use ask::Carriers;
+pub use channel::{DialOwner, OwnerChannel, RequestStream};
+pub(super) use request::{Checkpointed, FreezeToken, FromReply, OwnerReply, OwnerRequest};
+pub use restore::{Replaced, RestoreInPlace, TreePath};
+pub use server::RequestServer;
 
 use self::local::Local;
 use self::mailbox::{Addressee, Swept, Unanswered};
@@ -41,7 +45,7 @@ use super::node::{Mounts, NoMounts};
 use super::{ControlError, Pool};
 use crate::bucket::Bucket;
 use crate::catalog::{Dataset, Owner};
-use crate::fs::Restored;
+use crate::fs::{Progress, Restored};
 use crate::types::{Class, Classify, DatasetId, SessionId};
 use crate::volume::{VolumeError, Volumes, is_maintenance};
 use parking_lot::Mutex;
@@ -57,11 +61,14 @@ const RACES_MAX: usize = 3;
 const RECORD_LOOK: Duration = Duration::from_secs(5);
 /// Before a request is carried again while the record still names the claim that was fenced.
 const RACE_PAUSE: Duration = Duration::from_millis(200);
+/// Interval at which the progress of work of this process is reported.
+const REPORT_INTERVAL: Duration = Duration::from_millis(200);
 
 /// The owners of datasets, this process among them.
 #[derive(Clone)]
 pub(super) struct Owners {
     local: Local,
+    carriers: Carriers,
     /// Time limit for the answers of owners in other processes, however many are asked.
     timeout: Duration,
     /// Sessions that did not answer, where they are asked only once.
@@ -93,7 +100,17 @@ pub(super) fn owner_of(dataset: &Dataset) -> Option<&Owner> {
 impl Owners {
     /// `volumes`: those of this process. `timeout`: time limit for an owner in another process.
     pub(super) fn new(volumes: Volumes, timeout: Duration) -> Self {
-        Self { local: Local { volumes, mounts: Arc::new(NoMounts) }, timeout, silent: None }
+        let local = Local { volumes, mounts: Arc::new(NoMounts) };
+        Self { local, carriers: Carriers::default(), timeout, silent: None }
+    }
+
+    pub(super) fn with_carriers(mut self, carriers: Carriers) -> Self {
+        self.carriers = carriers;
+        self
+    }
+
+    pub(super) fn carriers(&self) -> &Carriers {
+        &self.carriers
     }
 
     pub(super) fn with_mounts(mut self, mounts: Arc<dyn Mounts>) -> Self {
@@ -131,7 +148,7 @@ impl Owners {
         self.perform_reporting(pool, dataset, request, &|_| {}).await
     }
 
-    /// As [`Self::perform`]. `progress` is called with the progress of an owner in another process.
+    /// As [`Self::perform`]. `progress` is called with the progress of the owner, wherever it is.
     pub(super) async fn perform_reporting<T: FromReply>(
         &self,
         pool: &Pool,
@@ -142,7 +159,7 @@ impl Owners {
         let absent = || ControlError::NotFound { what: format!("volume {}", dataset.name) };
         let id = dataset.id();
         if self.local.volumes.get(id).is_some()
-            && let Some(done) = Box::pin(self.local.act(&pool.catalog, id, request)).await
+            && let Some(done) = self.act_here(pool, id, request, progress).await
         {
             match done.map_err(Undone::from) {
                 Err(Undone::LostRace(_)) if request.is_repeatable() => {}
@@ -184,10 +201,12 @@ impl Owners {
     ) -> Result<OwnerReply, Undone> {
         let settings = self.local.volumes.settings();
         let Some(owner) = owner_of(record) else {
-            return Ok(released::act(settings, &pool.catalog, record, request).await?);
+            let done = Progress::default();
+            let acting = Box::pin(released::act(settings, &pool.catalog, record, request, &done));
+            return Ok(reporting(&done, progress, acting).await?);
         };
         if owner.session == settings.session
-            && let Some(done) = self.local.act(&pool.catalog, record.id(), request).await
+            && let Some(done) = self.act_here(pool, record.id(), request, progress).await
         {
             return Ok(done?);
         }
@@ -218,6 +237,19 @@ impl Owners {
         }
     }
 
+    /// Carries the request out if this process has the volume open.
+    async fn act_here(
+        &self,
+        pool: &Pool,
+        dataset: DatasetId,
+        request: &OwnerRequest,
+        progress: &(dyn Fn(Restored) + Sync),
+    ) -> Option<Result<OwnerReply, ControlError>> {
+        let done = Progress::default();
+        let acting = Box::pin(self.local.act(&pool.catalog, dataset, request, &done));
+        reporting(&done, progress, acting).await
+    }
+
     async fn ask_once(
         &self,
         to: Addressee<'_>,
@@ -230,11 +262,26 @@ impl Owners {
             let why = format!("node {} does not answer", to.owner.node);
             return Err(Unanswered::Failed(ControlError::Unavailable(why)));
         }
-        let asked = mailbox::ask(to, request, limit, progress).await;
+        let asked = self.carriers.ask(to, request, limit, progress).await;
         if let (Err(Unanswered::Silent(_)), Some(silent)) = (&asked, &self.silent) {
             silent.lock().insert(session);
         }
         asked
+    }
+}
+
+/// Reports the progress of work of this process while it goes on.
+async fn reporting<T>(
+    done: &Progress,
+    report: &(dyn Fn(Restored) + Sync),
+    mut work: impl Future<Output = T> + Unpin,
+) -> T {
+    loop {
+        let ended = tokio::time::timeout(REPORT_INTERVAL, &mut work).await;
+        report(done.now());
+        if let Ok(result) = ended {
+            return result;
+        }
     }
 }
 
@@ -261,22 +308,6 @@ async fn claim_ended(to: Addressee<'_>) {
             Ok(_) => return,
         }
     }
-}
-
-/// Asks one specific owner, whichever process may act by now. `name`: the dataset's, for messages.
-///
-/// # Errors
-/// [`ControlError::Unavailable`] when it does not answer within `limit`; otherwise its own answer.
-pub(super) async fn ask_owner(
-    pool: &Pool,
-    dataset: DatasetId,
-    name: &str,
-    owner: &Owner,
-    request: &OwnerRequest,
-    limit: Duration,
-) -> Result<OwnerReply, ControlError> {
-    let to = Addressee { pool, owner, dataset, name };
-    Ok(mailbox::ask(to, request, limit, &|_| {}).await?)
 }
 
 /// Removes old remains of mailboxes and sessions from the bucket.

@@ -1,11 +1,11 @@
 //! Requests to the process that may act on a dataset, and their replies: the same for every
 //! carrier, and the bytes that the mailbox writes.
 
-use super::restore::RestoreInPlace;
+use super::restore::{Replaced, RestoreInPlace};
 use crate::control::ControlError;
 use crate::fs::Restored;
 use crate::fs::db::Detached;
-use crate::types::{ClaimId, DatasetName, Incarnation, PackId};
+use crate::types::{ClaimId, DatasetName, Epoch, Incarnation, PackId};
 use serde::{Deserialize, Serialize};
 
 /// Work on a dataset that only its owner may do, or a maintenance claim where it has none.
@@ -24,12 +24,50 @@ pub(in crate::control) enum OwnerRequest {
     /// Rewrite a clone so that it no longer depends on its origin (R13).
     Detach,
     Restore(RestoreInPlace),
+    /// As `Restore`, and what it replaces gets another name beside it. A request of its own: an
+    /// older program refuses it, where it would ignore a field.
+    RestoreKeeping(RestoreInPlace),
     /// Close and release a volume that is not in use there. Void for any other claim (R31).
     HandOver {
         claim: ClaimId,
     },
     /// Say whether the volume is open there.
     Ping,
+    /// Take over the properties in the dataset's record.
+    Refresh,
+    /// Present the volume's files with a group (R28).
+    MountGroup {
+        gid: u32,
+    },
+    /// Write out what the node's mounts and the file system hold, so that a checkpoint during a
+    /// freeze has little to do.
+    PrepareFreeze,
+    /// Begin no change until `Thaw`, or for this long. The asker chooses the token of an open
+    /// volume, so that it can end a freeze whose reply was lost.
+    Freeze {
+        token: Incarnation,
+        limit_millis: u32,
+    },
+    /// As `Checkpoint`, while the freeze is unbroken. Mounts are not synced: their writes wait.
+    CheckpointFrozen {
+        snapshot: Incarnation,
+        freeze: FreezeToken,
+    },
+    /// End a freeze. Done only if it was unbroken until now.
+    Thaw {
+        freeze: FreezeToken,
+    },
+}
+
+/// Names one freeze of a dataset.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(in crate::control) enum FreezeToken {
+    /// Of an open volume.
+    Open(Incarnation),
+    /// Of a released dataset, which nobody changes as long as nobody opens it: the writer epoch
+    /// that its database has while that is so.
+    Released(Epoch),
 }
 
 impl OwnerRequest {
@@ -39,28 +77,59 @@ impl OwnerRequest {
             Self::Checkpoint { .. } => format!("snapshot of volume {dataset}"),
             Self::Seal { .. } => format!("sealing of packs of volume {dataset}"),
             Self::Detach => format!("detaching of volume {dataset}"),
-            Self::Restore(_) => format!("restore into volume {dataset}"),
+            Self::Restore(_) | Self::RestoreKeeping(_) => format!("restore into volume {dataset}"),
             Self::HandOver { .. } => format!("hand-over of volume {dataset}"),
             Self::Ping => format!("volume {dataset}"),
+            Self::Refresh => format!("properties of volume {dataset}"),
+            Self::MountGroup { .. } => format!("group of volume {dataset}"),
+            Self::PrepareFreeze
+            | Self::Freeze { .. }
+            | Self::CheckpointFrozen { .. }
+            | Self::Thaw { .. } => format!("group snapshot with volume {dataset}"),
         }
     }
 
     /// Returns whether it takes minutes, so that an owner starts it and goes on with other
     /// requests.
     pub(super) fn is_long(&self) -> bool {
-        matches!(self, Self::Detach | Self::Restore(_))
+        self.is_awaited() || matches!(self, Self::Detach)
     }
 
     /// Returns whether the caller waits for the end of a long request; otherwise it gets the result
     /// when it makes the request again.
     pub(super) fn is_awaited(&self) -> bool {
-        matches!(self, Self::Restore(_))
+        matches!(self, Self::Restore(_) | Self::RestoreKeeping(_))
+    }
+
+    /// What becomes of the files that it replaces.
+    pub(super) fn replaced(&self) -> Replaced {
+        match self {
+            Self::RestoreKeeping(_) => Replaced::KeptBeside,
+            _ => Replaced::Removed,
+        }
+    }
+
+    /// Returns whether it is part of a group snapshot, whose next request follows at once and is
+    /// waited for by everybody who writes.
+    pub(super) fn is_urgent(&self) -> bool {
+        matches!(
+            self,
+            Self::PrepareFreeze
+                | Self::Freeze { .. }
+                | Self::CheckpointFrozen { .. }
+                | Self::Thaw { .. }
+        )
+    }
+
+    /// Returns whether others may wait for it in a freeze.
+    pub(super) fn ends_freeze(&self) -> bool {
+        matches!(self, Self::CheckpointFrozen { .. } | Self::Thaw { .. })
     }
 
     /// Returns whether doing it late or twice has the same effect as doing it once. A restore puts
-    /// old files over those that were written since.
+    /// old files over those that were written since. A late freeze costs writers its time limit.
     pub(super) fn is_repeatable(&self) -> bool {
-        !matches!(self, Self::Restore(_))
+        !self.is_awaited()
     }
 }
 
@@ -70,6 +139,9 @@ impl OwnerRequest {
 pub(in crate::control) enum OwnerReply {
     Done,
     Checkpoint(Checkpointed),
+    Frozen(FreezeToken),
+    /// Of a checkpoint during a freeze: the token under which the freeze goes on.
+    CheckpointFrozen(Checkpointed, FreezeToken),
     Detached(Detached),
     Restored(Restored),
 }
@@ -103,6 +175,8 @@ macro_rules! from_reply {
 from_reply! {
     OwnerReply::Done => (): (),
     OwnerReply::Checkpoint(made) => Checkpointed: made,
+    OwnerReply::Frozen(freeze) => FreezeToken: freeze,
+    OwnerReply::CheckpointFrozen(made, freeze) => (Checkpointed, FreezeToken): (made, freeze),
     OwnerReply::Detached(detached) => Detached: detached,
     OwnerReply::Restored(restored) => Restored: restored,
 }

@@ -105,6 +105,14 @@ fn names(TreePath(path): &TreePath) -> Result<Vec<EntryName>, ControlError> {
     parts.map(name).collect()
 }
 
+/// What becomes of the files that a restore replaces.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Replaced {
+    Removed,
+    /// Each stays under the name of a numbered backup, `NAME.~N`.
+    KeptBeside,
+}
+
 /// An open dataset that is restored into.
 pub(super) struct Target<'a> {
     pub dataset: &'a Dataset,
@@ -121,10 +129,14 @@ pub(super) async fn restore(
     pool: &Catalog,
     target: Target<'_>,
     wanted: &RestoreInPlace,
+    replaced: Replaced,
     progress: &Progress,
 ) -> Result<Restored, ControlError> {
     let Target { dataset, fs, claim } = target;
-    let route = wanted.route()?;
+    let mut route = wanted.route()?;
+    if replaced == Replaced::KeptBeside {
+        route.overwrite = Overwrite::KeepBeside;
+    }
     let running = || ControlError::InProgress { what: format!("volume {}", dataset.name) };
     let _alone = fs.begin_restore().ok_or_else(running)?;
     begin(pool, &target, wanted.snapshot).await?;

@@ -23,7 +23,9 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use tokio::sync::MutexGuard;
 
-/// Extents are planned and packed in groups of about this many bytes, several at a time.
+/// Extents are planned and packed in groups, several at a time. Each is of one step of a reader's
+/// read-ahead (`content.rs` of inodes), and its chunks lie side by side in a pack; where little of a
+/// step is dirty, of several.
 const GROUP_BYTES: u64 = 4 << 20;
 const GROUP_RECORDS: usize = 1024;
 const GROUPS_AT_ONCE: usize = 4;
@@ -280,7 +282,7 @@ impl Contents {
         urgency: Urgency,
     ) -> Result<Prepared, FsError> {
         self.committer.step("fs.content.before-pack").await?;
-        let groups = stream::iter(groups(&taken.buffer))
+        let groups = stream::iter(groups(&taken.buffer, taken.row.record_bits))
             .map(|group| self.pack_group(node, taken, urgency, group).boxed());
         let groups: Vec<ExtentGroup> = groups.buffered(GROUPS_AT_ONCE).try_collect().await?;
         // Packs of small files wait a little for each other, unless writers wait for the memory.
@@ -563,11 +565,17 @@ fn whole_packs(bytes: u64) -> u64 {
     if bytes < pack { u64::MAX } else { bytes - bytes % pack }
 }
 
-fn groups(buffer: &Buffer) -> Vec<Vec<(u64, Pieces)>> {
+fn groups(buffer: &Buffer, record_bits: u8) -> Vec<Vec<(u64, Pieces)>> {
+    let step = |n: u64| (n << record_bits) / GROUP_BYTES;
     let mut groups: Vec<Vec<(u64, Pieces)>> = vec![Vec::new()];
     let mut bytes = 0;
     for (n, pieces) in buffer.extents() {
-        if bytes >= GROUP_BYTES || groups.last().is_some_and(|g| g.len() >= GROUP_RECORDS) {
+        let begins_step = groups
+            .last()
+            .and_then(|group| group.last())
+            .is_some_and(|(last, _)| step(*last) != step(n));
+        let is_full = bytes >= 2 * GROUP_BYTES || (bytes >= GROUP_BYTES / 2 && begins_step);
+        if is_full || groups.last().is_some_and(|g| g.len() >= GROUP_RECORDS) {
             groups.push(Vec::new());
             bytes = 0;
         }

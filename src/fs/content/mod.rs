@@ -51,7 +51,7 @@ use super::committer::{Committer, Ticket};
 use super::inode::{Freed, Inodes, Node, by_extent};
 use super::key::DataId;
 use super::row::Inode;
-use crate::chunk::{ChunkStore, Packer};
+use crate::chunk::{ChunkStore, Codec, Packer};
 use crate::types::PackId;
 use bytes::Bytes;
 use extents::ExtentCache;
@@ -146,6 +146,11 @@ impl Contents {
 
     pub fn set_quota(&self, bytes: Option<u64>) {
         self.space.set_quota(bytes);
+    }
+
+    /// For data that is written from now on.
+    pub fn set_codec(&self, codec: Codec) {
+        self.packer.set_codec(codec);
     }
 
     /// Bytes that accepted writes may still need beyond what the superblock counts (R19).

@@ -57,24 +57,25 @@ pub async fn epoch(place: &DbPlace) -> Result<Epoch, FsError> {
 
 /// Makes a named checkpoint of a database that nobody has open: opens (replays), checkpoints,
 /// closes. A checkpoint from outside (`create_detached_checkpoint`) would miss rows that only the
-/// WAL holds. [`FsError::Fenced`], and nobody is fenced, when its writer epoch is no longer
-/// `expected`.
+/// WAL holds. Returns also the writer epoch of that opening. [`FsError::Fenced`], and nobody is
+/// fenced, when its writer epoch is no longer `expected`.
 pub async fn checkpoint_closed(
     place: &DbPlace,
     name: &str,
     expected: Epoch,
-) -> Result<CheckpointId, FsError> {
+) -> Result<(CheckpointId, Epoch), FsError> {
     let existing = manifest(place).await?.ok_or_else(|| missing(place))?;
     if let Some(checkpoint) =
         existing.checkpoints().iter().find(|c| c.name.as_deref() == Some(name))
     {
-        return Ok(checkpoint.id.into());
+        return Ok((checkpoint.id.into(), Epoch(existing.writer_epoch())));
     }
     let database = Database::visit(place, Some(expected)).await?;
+    let epoch = database.epoch();
     let checkpoint = database.checkpoint(name).await;
     let closed = database.close().await;
     let checkpoint = checkpoint?;
-    closed.map(|()| checkpoint)
+    closed.map(|()| (checkpoint, epoch))
 }
 
 /// Removes a database's obsolete objects. Only for one that nobody has open, or whose owner cannot

@@ -161,10 +161,11 @@ async fn a_checkpoint_stays_as_it_was_and_its_name_is_unique() {
         assert_eq!(holds(&place).await.unwrap().named, vec![("one".to_owned(), checkpoint)]);
         db.close().await.unwrap();
         assert_eq!(
-            checkpoint_closed(&place, "one", epoch(&place).await.unwrap()).await.unwrap(),
+            checkpoint_closed(&place, "one", epoch(&place).await.unwrap()).await.unwrap().0,
             checkpoint
         );
-        let two = checkpoint_closed(&place, "two", epoch(&place).await.unwrap()).await.unwrap();
+        let (two, _) =
+            checkpoint_closed(&place, "two", epoch(&place).await.unwrap()).await.unwrap();
         assert_ne!(two, checkpoint);
         drop_checkpoint(&place, checkpoint).await.unwrap();
         drop_checkpoint(&place, checkpoint).await.unwrap();

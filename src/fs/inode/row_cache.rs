@@ -93,6 +93,12 @@ impl RowCache {
         self.max = max.max(1);
     }
 
+    /// Drops every row, and those that are being read.
+    pub fn clear(&mut self) {
+        self.rows.clear();
+        self.queue.clear();
+    }
+
     pub fn len(&self) -> usize {
         self.rows.len()
     }

@@ -14,6 +14,7 @@ use crate::fs::FsError;
 use crate::fs::api::{Attr, FileRef};
 use crate::fs::committer::{Committer, Ticket};
 use crate::fs::key;
+use crate::fs::mount_group::MountGroup;
 use crate::fs::row::{Inode, Row};
 use crate::types::InodeNo;
 use parking_lot::Mutex;
@@ -43,6 +44,15 @@ enum NodeState {
         load: u64,
         ended: CancellationToken,
     },
+}
+
+impl NodeState {
+    fn loaded(&self) -> Option<&Arc<Node>> {
+        match self {
+            Self::Loaded { node, .. } => Some(node),
+            Self::Loading { .. } => None,
+        }
+    }
 }
 
 struct Shard {
@@ -104,7 +114,12 @@ impl Load {
     pub fn finish(mut self, node: Node) -> Loaded {
         let excess = self.inodes.excess_nodes();
         let entered = self.inodes.change(self.ino, |shard| {
-            shard.is_loading(self.ino, self.number).then(|| shard.insert(node.into(), excess))
+            if !shard.is_loading(self.ino, self.number) {
+                return None;
+            }
+            // Under the shard's lock: a group that is set later finds the node in the table.
+            self.inodes.present(&mut node.row.write());
+            Some(shard.insert(node.into(), excess))
         });
         let Some((node, dropped)) = entered else { return Loaded::Overtaken };
         self.finished = true;
@@ -198,6 +213,27 @@ impl Inodes {
 
     fn shard(&self, ino: InodeNo) -> &Mutex<Shard> {
         &self.shards[(ino.0 % SHARDS as u64) as usize]
+    }
+
+    /// Gives a row that was read the mount group, if it is older (R28).
+    pub fn present(&self, row: &mut Inode) {
+        if let Some(group) = MountGroup::of(&self.committer.superblock()) {
+            group.present(row);
+        }
+    }
+
+    /// Gives what is in memory a mount group that was set just now.
+    pub async fn present_all(&self) {
+        for shard in 0..SHARDS as u64 {
+            let nodes: Vec<Arc<Node>> = self.change(InodeNo(shard), |shard| {
+                shard.rows.clear();
+                shard.nodes.values().filter_map(NodeState::loaded).cloned().collect()
+            });
+            for node in nodes {
+                let _changing = node.lock.lock().await;
+                self.present(&mut node.row.write());
+            }
+        }
     }
 
     /// The node of an inode; `None` when there is no such inode.
@@ -324,8 +360,12 @@ impl Inodes {
 
     /// Adds a node that is new.
     pub fn insert(&self, node: impl Into<Arc<Node>>) -> Arc<Node> {
-        let (node, excess) = (node.into(), self.excess_nodes());
-        let (node, dropped) = self.change(node.file.ino, |shard| shard.insert(node, excess));
+        let (node, excess): (Arc<Node>, _) = (node.into(), self.excess_nodes());
+        let (node, dropped) = self.change(node.file.ino, |shard| {
+            // As in [`Load::finish`].
+            self.present(&mut node.row.write());
+            shard.insert(node, excess)
+        });
         self.evicted(&dropped);
         node
     }

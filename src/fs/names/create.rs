@@ -246,7 +246,7 @@ impl Names {
             } else {
                 DataId(0)
             },
-            record_bits: self.record_bits,
+            record_bits: self.record_bits(),
             truncations: 0,
             masks: Vec::new(),
             exclusive: new.exclusive,

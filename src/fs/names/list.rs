@@ -236,6 +236,12 @@ impl Names {
         Ok(found)
     }
 
+    fn decode(&self, row: &[u8]) -> Result<Inode, FsError> {
+        let mut row = Inode::decode(row)?;
+        self.inodes.present(&mut row);
+        Ok(row)
+    }
+
     /// The rows of a range, and a batch that they contain.
     async fn read_cluster(
         &self,
@@ -245,7 +251,7 @@ impl Names {
             // In a directory larger than memory most are isolated: a scan would read a quarter of a
             // MiB ahead for each.
             let row = self.committer.get(&key::inode(first)).await?;
-            let row = row.map(|row| Ok::<_, FsError>((first, Inode::decode(&row)?))).transpose()?;
+            let row = row.map(|row| Ok::<_, FsError>((first, self.decode(&row)?))).transpose()?;
             return Ok((row.into_iter().collect(), self.committer.last()));
         }
         let rows = self
@@ -254,7 +260,7 @@ impl Names {
             .await?;
         let submitted = self.committer.last();
         let row = |(row_key, row): &(Bytes, Bytes)| match Key::parse(row_key) {
-            Some(Key::Inode(ino)) => Ok((ino, Inode::decode(row)?)),
+            Some(Key::Inode(ino)) => Ok((ino, self.decode(row)?)),
             _ => Err(FsError::Corrupt("an unexpected key in the inode range".to_owned())),
         };
         Ok((rows.iter().map(row).collect::<Result<_, _>>()?, submitted))

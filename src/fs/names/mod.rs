@@ -37,7 +37,7 @@ mod tests;
 
 pub use list::{Listed, Page, clusters};
 pub use lookup::{NameHasher, decode_entry, entry_name};
-pub use place::{Overwrite, given_back};
+pub use place::{Replaceable, given_back};
 pub use remove::Removal;
 
 use super::FsError;
@@ -51,7 +51,7 @@ use super::row::Inode;
 use crate::types::WallClock;
 use parking_lot::Mutex;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
 /// Attempts of an operation, which starts over when a name leads elsewhere once its nodes are
 /// locked.
@@ -71,7 +71,7 @@ pub struct Names {
     hasher: NameHasher,
     clock: WallClock,
     /// For new files (R6).
-    record_bits: u8,
+    record_bits: AtomicU8,
     /// Held while a directory moves to another parent: see the lock order at [`Node`].
     rename: tokio::sync::Mutex<()>,
     /// Held while a batch that adds inodes is counted and submitted, so that two together do not
@@ -97,20 +97,29 @@ impl Names {
             contents,
             hasher,
             clock,
-            record_bits,
+            record_bits: AtomicU8::new(record_bits),
             rename: tokio::sync::Mutex::default(),
             quota_inodes: Mutex::new(quota_inodes),
             shows_snapshots: AtomicBool::new(false),
         }
     }
 
-    /// See [`crate::fs::Fs::show_snapshots`].
-    pub fn show_snapshots(&self) {
-        self.shows_snapshots.store(true, Ordering::Relaxed);
+    /// Sets whether the root lists `.snapshots`.
+    pub fn show_snapshots(&self, shown: bool) {
+        self.shows_snapshots.store(shown, Ordering::Relaxed);
     }
 
     pub(super) fn shows_snapshots(&self) -> bool {
         self.shows_snapshots.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn record_bits(&self) -> u8 {
+        self.record_bits.load(Ordering::Relaxed)
+    }
+
+    /// For files that are created from now on.
+    pub fn set_record_bits(&self, bits: u8) {
+        self.record_bits.store(bits, Ordering::Relaxed);
     }
 
     pub fn set_quota_inodes(&self, inodes: Option<u64>) {
@@ -142,10 +151,10 @@ impl Names {
         object: Option<FileRef>,
         nodes: impl Iterator<Item = &'a Node>,
     ) -> Result<Ticket, FsError> {
-        let seq = slot.record(&mut batch, object);
+        let recorded = slot.record(&mut batch, object);
         let ticket = self.submit_counted(batch)?;
         nodes.for_each(|node| node.submitted(ticket));
-        slot.done(seq, Done { ticket, object });
+        slot.done(recorded, Done { ticket, object });
         Ok(ticket)
     }
 

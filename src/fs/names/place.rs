@@ -13,13 +13,13 @@ use crate::fs::row::Inode;
 use crate::types::EntryName;
 use std::sync::Arc;
 
-/// The objects that may be replaced.
+/// The objects that may lose their name to one that is placed. A directory never does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Overwrite {
-    /// Nothing.
-    Refuse,
-    /// Anything but a directory.
-    Replace,
+pub enum Replaceable {
+    None,
+    Any,
+    /// That one, whatever else has the name by now; without one, none: the name was free.
+    Only(Option<FileRef>),
 }
 
 /// Bytes that the removal of one name frees.
@@ -31,6 +31,8 @@ impl Names {
     /// Makes an object with the attributes of `like`, except inode, generation and ctime, in one
     /// batch with the removal of the object that has the name.
     ///
+    /// `None`: another object than the only one that may be replaced has the name.
+    ///
     /// # Errors
     /// [`FsError::Exists`], [`FsError::IsDirectory`] for an object that may not be replaced.
     pub async fn place(
@@ -38,12 +40,14 @@ impl Names {
         dir: FileRef,
         name: &EntryName,
         like: &Inode,
-        mut content: Option<Copied>,
-        overwrite: Overwrite,
-    ) -> Result<FileRef, FsError> {
+        mut content: Option<&mut Copied>,
+        replaceable: Replaceable,
+    ) -> Result<Option<FileRef>, FsError> {
         let dir = self.inodes.directory(dir).await?;
         for _ in 0..TRIES {
-            let there = self.replaceable(&dir, name, overwrite).await?;
+            let Some(there) = self.replaced(&dir, name, replaceable).await? else {
+                return Ok(None);
+            };
             let mut nodes = vec![&dir];
             nodes.extend(&there);
             let _locks = lock_all(&nodes).await;
@@ -52,13 +56,14 @@ impl Names {
                 continue;
             }
             let at = NameSlot::of(name, self.hash(name), resolved)?;
-            return self.place_locked(&dir, at, like, content.as_mut(), there.as_ref());
+            let content = content.as_deref_mut();
+            return self.place_locked(&dir, at, like, content, there.as_ref()).map(Some);
         }
         Err(FsError::Busy("the name changes faster than it can be replaced"))
     }
 
     /// Gives an existing object another name, in one batch with the removal of the object that has
-    /// the name: the name never leads to nothing.
+    /// the name: the name never leads to nothing. `None`: as [`Self::place`].
     ///
     /// # Errors
     /// As [`Self::place`].
@@ -67,16 +72,18 @@ impl Names {
         file: FileRef,
         dir: FileRef,
         name: &EntryName,
-        overwrite: Overwrite,
-    ) -> Result<(), FsError> {
+        replaceable: Replaceable,
+    ) -> Result<Option<()>, FsError> {
         let (node, dir) = (self.inodes.node(file).await?, self.inodes.directory(dir).await?);
         if node.entries.is_some() {
             return Err(FsError::NotOwner);
         }
         for _ in 0..TRIES {
-            let there = self.replaceable(&dir, name, overwrite).await?;
+            let Some(there) = self.replaced(&dir, name, replaceable).await? else {
+                return Ok(None);
+            };
             if there.as_ref().is_some_and(|there| there.file == node.file) {
-                return Ok(());
+                return Ok(Some(()));
             }
             let mut nodes = vec![&node, &dir];
             nodes.extend(&there);
@@ -86,22 +93,26 @@ impl Names {
                 continue;
             }
             let at = NameSlot::of(name, self.hash(name), resolved)?;
-            return self.place_link_locked(&node, &dir, at, there.as_ref());
+            return self.place_link_locked(&node, &dir, at, there.as_ref()).map(Some);
         }
         Err(FsError::Busy("the name changes faster than it can be replaced"))
     }
 
-    /// The object that has the name, if it may be replaced.
-    async fn replaceable(
+    /// The object that has the name, if any; `None`: another than the only replaceable one has it.
+    async fn replaced(
         &self,
         dir: &Node,
         name: &EntryName,
-        overwrite: Overwrite,
-    ) -> Result<Option<Arc<Node>>, FsError> {
-        match self.child(dir, name).await?.map(|(_, node)| node) {
-            Some(there) if there.entries.is_some() => Err(FsError::IsDirectory),
-            Some(_) if overwrite == Overwrite::Refuse => Err(FsError::Exists),
-            there => Ok(there),
+        replaceable: Replaceable,
+    ) -> Result<Option<Option<Arc<Node>>>, FsError> {
+        let Some((_, there)) = self.child(dir, name).await? else { return Ok(Some(None)) };
+        if there.entries.is_some() {
+            return Err(FsError::IsDirectory);
+        }
+        match replaceable {
+            Replaceable::None => Err(FsError::Exists),
+            Replaceable::Only(only) if only != Some(there.file) => Ok(None),
+            Replaceable::Only(_) | Replaceable::Any => Ok(Some(Some(there))),
         }
     }
 
@@ -162,7 +173,8 @@ impl Names {
             truncations: 0,
             masks: Vec::new(),
             exclusive: None,
-            fs_group_epoch: self.committer.superblock().fs_group_epoch,
+            // Presented as long as it is older than the mount group (R28).
+            fs_group_epoch: like.fs_group_epoch.min(self.committer.superblock().fs_group_epoch),
             ..like.clone()
         };
         let new = Some((ino, row.kind));

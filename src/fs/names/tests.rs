@@ -1,7 +1,7 @@
 //! Names that share a hash, which never happens with all 47 bits; listings of more than memory
 //! holds.
 
-use super::Overwrite;
+use super::Replaceable;
 use super::lookup::HASH_BITS;
 use crate::bucket::Bucket;
 use crate::chunk::{ChunkCache, ChunkStore, Codec};
@@ -10,7 +10,7 @@ use crate::fs::api::*;
 use crate::fs::committer::Ticket;
 use crate::fs::db::{DbCache, DbPlace};
 use crate::fs::inode::{Loaded, Lookup, Node};
-use crate::fs::{Fs, FsError, FsMemory, FsOptions, RootAttr, SyncMode};
+use crate::fs::{Fs, FsError, FsMemory, FsOptions, FsProperties, RootAttr, SyncMode};
 use crate::types::{EntryName, FamilyId, Incarnation, InodeNo, PoolId, WallClock};
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -25,11 +25,14 @@ impl Place {
     async fn open(&self) -> Fs {
         let Self(place, keyring) = self;
         let options = FsOptions {
-            sync: SyncMode::Disabled,
-            quota_bytes: None,
-            quota_inodes: None,
-            record_bytes: 4096,
-            codec: Codec::Lz4,
+            properties: FsProperties {
+                sync: SyncMode::Disabled,
+                quota_bytes: None,
+                quota_inodes: None,
+                record_bytes: 4096,
+                codec: Codec::Lz4,
+                shows_snapshots: false,
+            },
             flush_interval: Duration::from_secs(1),
             memory: FsMemory::new(1 << 20, 1 << 20),
             journal: None,
@@ -303,17 +306,20 @@ async fn a_link_that_is_refused_leaves_what_has_the_name() {
     let found = async |n: &str| fs.lookup(&caller, root, n.as_bytes()).await.unwrap().0;
     let node = fs.inodes.node(made[0]).await.unwrap();
     node.row.write().nlink = LINKS_MAX;
-    let refused = fs.names.place_link(made[0], root, &name("b"), Overwrite::Replace).await;
+    let refused = fs.names.place_link(made[0], root, &name("b"), Replaceable::Any).await;
     assert!(matches!(refused, Err(FsError::TooManyLinks)), "{refused:?}");
     assert_eq!((found("b").await.file, found("b").await.nlink), (made[1], 1));
     node.row.write().nlink = 1;
-    let refused = fs.names.place_link(made[0], root, &name("b"), Overwrite::Refuse).await;
+    let refused = fs.names.place_link(made[0], root, &name("b"), Replaceable::None).await;
     assert!(matches!(refused, Err(FsError::Exists)), "{refused:?}");
     fs.names
-        .place_link(made[0], root, &name("a"), Overwrite::Replace)
+        .place_link(made[0], root, &name("a"), Replaceable::Any)
         .await
         .expect("it is one already");
-    fs.names.place_link(made[0], root, &name("b"), Overwrite::Replace).await.unwrap();
+    let kept = Replaceable::Only(Some(made[0]));
+    let other = fs.names.place_link(made[0], root, &name("b"), kept).await.unwrap();
+    assert_eq!((other, found("b").await.file), (None, made[1]), "another object has the name");
+    fs.names.place_link(made[0], root, &name("b"), Replaceable::Any).await.unwrap();
     assert_eq!((found("b").await.file, found("a").await.nlink), (made[0], 2));
     assert!(fs.inodes.load(made[1].ino).await.unwrap().is_none(), "what was replaced is gone");
     fs.close().await.unwrap();

@@ -13,7 +13,7 @@ use crate::fs::FsError;
 use crate::fs::api::*;
 use crate::fs::inode::attr;
 use crate::fs::key;
-use crate::fs::names::{Page, clusters, entry_name};
+use crate::fs::names::{Page, entry_name};
 use crate::fs::permission;
 use crate::fs::row::Inode;
 use crate::types::InodeNo;
@@ -24,8 +24,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 /// The memory of a cached inode, roughly.
 const INODE_BYTES: usize = 320;
-/// Inodes of one page that are read with one scan at most.
-const CLUSTER_ROWS: usize = 4096;
 /// Zeros of holes are handed out in pieces of this buffer.
 const ZEROS: &[u8] = &[0; 64 << 10];
 
@@ -124,14 +122,8 @@ impl SnapshotFs {
                 None => missing.push(entry.ino),
             }
         }
-        missing.sort_unstable();
-        missing.dedup();
-        for (first, last) in clusters(&missing) {
-            for (ino, row) in self.find_all(first, last, CLUSTER_ROWS).await? {
-                if missing.binary_search(&ino).is_ok() {
-                    found.insert(ino, attr_of(ino, &self.cache_row(ino, row)));
-                }
-            }
+        for (ino, row) in self.inodes(missing).await? {
+            found.insert(ino, attr_of(ino, &self.cache_row(ino, row)));
         }
         entries.iter_mut().for_each(|entry| entry.attr = found.get(&entry.ino).copied());
         Ok(())

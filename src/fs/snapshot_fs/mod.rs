@@ -11,17 +11,23 @@ use super::api::FileKind;
 use super::db::{CheckpointId, DbPlace, Reader};
 use super::inode::Entry;
 use super::key::{self, DataId, NameHash};
-use super::names::{NameHasher, decode_entry};
+use super::mount_group::MountGroup;
+use super::names::{NameHasher, clusters, decode_entry};
 use super::row::{DirEntryRow, Extent, Inode, Row, Source, Superblock, Usage};
 use crate::chunk::{ChunkRef, ChunkStore};
 use crate::types::{EntryName, InodeNo, PackId};
 use bytes::Bytes;
-use std::collections::HashSet;
+use futures::{StreamExt, TryStreamExt};
+use std::collections::{HashMap, HashSet};
 
 /// Entries of one page of a directory.
 const PAGE_ENTRIES: usize = 1024;
 /// Entries whose names share a hash: R21 allows 2^16, and no honest directory has more than a few.
 const COLLISIONS_MAX: usize = 1 << 16;
+/// Most rows of one scan of inodes.
+const CLUSTER_ROWS: usize = 4096;
+/// Concurrent scans of inodes: each may be a request to the store.
+const SCANS: usize = 16;
 
 /// An object of the snapshot.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,14 +41,28 @@ pub struct SnapshotFs {
     chunks: ChunkStore,
     hasher: NameHasher,
     superblock: Superblock,
+    /// As it was at the checkpoint.
+    group: Option<MountGroup>,
     root: SnapshotInode,
     /// Where clients are served from; whoever reads a tree once needs none.
     cache: Option<calls::InodeCache>,
 }
 
-async fn find(reader: &Reader, ino: InodeNo) -> Result<Option<Inode>, FsError> {
+async fn find(
+    reader: &Reader,
+    ino: InodeNo,
+    group: Option<MountGroup>,
+) -> Result<Option<Inode>, FsError> {
     let row = reader.get(&key::inode(ino)).await?;
-    row.map(|row| Inode::decode(&row)).transpose()
+    row.map(|row| decode(&row, group)).transpose()
+}
+
+fn decode(row: &[u8], group: Option<MountGroup>) -> Result<Inode, FsError> {
+    let mut row = Inode::decode(row)?;
+    if let Some(group) = group {
+        group.present(&mut row);
+    }
+    Ok(row)
 }
 
 fn dangling(ino: InodeNo) -> FsError {
@@ -67,12 +87,15 @@ impl SnapshotFs {
             .await?
             .ok_or_else(|| FsError::Corrupt("no superblock".to_owned()))?;
         let superblock = Superblock::decode(&row)?;
-        let root = find(&reader, InodeNo::ROOT).await?.ok_or_else(|| dangling(InodeNo::ROOT))?;
+        let group = MountGroup::of(&superblock);
+        let root = find(&reader, InodeNo::ROOT, group).await?;
+        let root = root.ok_or_else(|| dangling(InodeNo::ROOT))?;
         Ok(Self {
             reader,
             chunks,
             hasher: NameHasher::new(superblock.name_key),
             superblock,
+            group,
             root: SnapshotInode { ino: InodeNo::ROOT, row: root },
             cache: None,
         })
@@ -114,7 +137,7 @@ impl SnapshotFs {
 
     /// The row of an inode, if there is one.
     pub async fn find(&self, ino: InodeNo) -> Result<Option<Inode>, FsError> {
-        find(&self.reader, ino).await
+        find(&self.reader, ino, self.group).await
     }
 
     /// The rows of the inodes `first..=last` that exist.
@@ -127,10 +150,20 @@ impl SnapshotFs {
         let rows =
             self.reader.scan(key::inode(first), key::after(&key::inode(last)), limit).await?;
         let row = |(row_key, row): &(Bytes, Bytes)| match key::Key::parse(row_key) {
-            Some(key::Key::Inode(ino)) => Ok((ino, Inode::decode(row)?)),
+            Some(key::Key::Inode(ino)) => Ok((ino, decode(row, self.group)?)),
             _ => Err(FsError::Corrupt("an unexpected key in the inode range".to_owned())),
         };
         rows.iter().map(row).collect()
+    }
+
+    /// The rows of those inodes that exist, with as few scans as their numbers allow.
+    pub async fn inodes(&self, mut inos: Vec<InodeNo>) -> Result<HashMap<InodeNo, Inode>, FsError> {
+        inos.sort_unstable();
+        inos.dedup();
+        let scans = clusters(&inos).into_iter();
+        let scans = scans.map(|(first, last)| self.find_all(first, last, CLUSTER_ROWS));
+        let rows = futures::stream::iter(scans).buffer_unordered(SCANS).try_concat().await?;
+        Ok(rows.into_iter().filter(|(ino, _)| inos.binary_search(ino).is_ok()).collect())
     }
 
     /// # Errors

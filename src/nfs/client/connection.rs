@@ -5,6 +5,7 @@ use crate::nfs::outbox::{Message, Outbox};
 use crate::nfs::record::RecordReader;
 use crate::nfs::rpc;
 use crate::nfs::status::NfsStat;
+use crate::nfs::stream::Stream;
 use crate::nfs::xdr::{Cursor, Encoder, XdrError, padding};
 use crate::types::{Class, Classify};
 use bytes::{BufMut, Bytes};
@@ -14,7 +15,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::net::TcpStream;
+use tokio::net::UnixStream;
 use tokio::sync::oneshot;
 
 #[derive(Clone, Debug, thiserror::Error)]
@@ -121,10 +122,15 @@ impl Client {
         let stream = connect(server)
             .await
             .map_err(|error| ClientError::Connect { server, why: error.to_string() })?;
-        Ok(Self::over(stream, credentials))
+        Ok(Self::over(Stream::Tcp(stream), credentials))
     }
 
-    fn over(stream: TcpStream, credentials: &Credentials) -> Self {
+    /// Calls over a connection within this machine.
+    pub fn local(stream: UnixStream, credentials: &Credentials) -> Self {
+        Self::over(Stream::Local(stream), credentials)
+    }
+
+    fn over(stream: Stream, credentials: &Credentials) -> Self {
         let stream = Arc::new(stream);
         let outbox = Arc::new(Outbox::new(stream.clone()));
         // The first xid differs per client, so that it does not match a call that a server
@@ -208,10 +214,10 @@ fn close(waiting: &Mutex<Waiting>) {
     waiting.replies.clear();
 }
 
-async fn receive(stream: &TcpStream, waiting: &Mutex<Waiting>) -> io::Result<()> {
+async fn receive(stream: &Stream, waiting: &Mutex<Waiting>) -> io::Result<()> {
     let mut records = RecordReader::default();
     loop {
-        while let Some(mut record) = records.next().map_err(io::Error::other)? {
+        while let Some(mut record) = records.next_record().map_err(io::Error::other)? {
             let Some(xid) = record.first_chunk::<4>().map(|xid| u32::from_be_bytes(*xid)) else {
                 return Err(io::Error::other("a reply without a transaction id"));
             };

@@ -10,7 +10,7 @@ use futures::StreamExt;
 use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::sync::{Notify, watch};
 
@@ -21,7 +21,7 @@ const REACQUIRES_AT_ONCE: usize = 8;
 #[derive(Clone)]
 pub struct LeaseRenewer(Arc<RenewerState>);
 
-/// The state of a renewer, state by its handles, its task and the ownerships.
+/// The state of a renewer, shared by its handles, its tasks and the ownerships.
 pub struct RenewerState {
     catalog: Catalog,
     settings: LeaseSettings,
@@ -33,6 +33,8 @@ pub struct RenewerState {
     /// `until` is.
     generation: AtomicU64,
     owned: Mutex<HashMap<DatasetId, Arc<Ownership>>>,
+    /// Set while records are claimed again.
+    reacquiring: AtomicBool,
     renewal: tokio::sync::Mutex<Renewal>,
     wake: Notify,
     renewed: watch::Sender<()>,
@@ -79,6 +81,7 @@ impl LeaseRenewer {
             until: AtomicU64::new(0),
             generation: AtomicU64::new(0),
             owned: Mutex::default(),
+            reacquiring: AtomicBool::new(false),
             renewal: Default::default(),
             wake: Notify::new(),
             renewed: watch::Sender::new(()),
@@ -116,8 +119,19 @@ async fn renew_while_open(state: Arc<RenewerState>) {
             }
             failing = state.renew_or_warn(&mut renewal, failing).await;
         }
-        failing |= !state.reacquire_all().await;
+        if !state.reacquiring.swap(true, Ordering::AcqRel) {
+            tokio::spawn(reacquire_owned(state.clone()));
+        }
     }
+}
+
+/// Claims every record again that needs it. Beside the renewals: hundreds of records may take longer
+/// than a lease, which would expire again meanwhile, so that no claim would ever last.
+async fn reacquire_owned(state: Arc<RenewerState>) {
+    while !state.reacquire_all().await {
+        tokio::time::sleep(state.settings.retry()).await;
+    }
+    state.reacquiring.store(false, Ordering::Release);
 }
 
 impl RenewerState {

@@ -99,7 +99,7 @@ impl World {
             }
         };
         let mut dataset = Dataset::new(Bucket::memory(), home.path().to_owned());
-        dataset.options.sync = lies.sync.unwrap_or(contract.sync);
+        dataset.options.properties.sync = lies.sync.unwrap_or(contract.sync);
         dataset.options.flush_interval = Duration::from_millis(rng.random_range(20..400));
         Self {
             rng,

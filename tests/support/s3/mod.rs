@@ -103,6 +103,11 @@ impl S3Server {
             .unwrap()
     }
 
+    /// The number of requests that were refused for their key.
+    pub fn keys_refused(&self) -> usize {
+        self.state().objects.keys_refused
+    }
+
     /// Adds a rule. Rules are asked in order; the first that matches decides.
     pub fn script(&self, rule: Rule) {
         self.state().script.rules.push(rule);

@@ -64,6 +64,8 @@ struct Object {
 #[derive(Default)]
 pub(super) struct Objects {
     pub quirks: Quirks,
+    /// Requests that were refused for their key.
+    pub keys_refused: usize,
     objects: BTreeMap<String, Object>,
     uploads: BTreeMap<String, BTreeMap<usize, Bytes>>,
     next_upload: usize,
@@ -102,7 +104,7 @@ impl Objects {
         }
     }
 
-    fn refused(&self, request: &Request) -> Option<Response> {
+    fn refused(&mut self, request: &Request) -> Option<Response> {
         let quirks = &self.quirks;
         let signed = request
             .headers
@@ -110,6 +112,7 @@ impl Objects {
             .and_then(|value| value.to_str().ok())
             .unwrap_or_default();
         if quirks.expired_key.is_some_and(|key| signed.contains(&format!("Credential={key}/"))) {
+            self.keys_refused += 1;
             return Some(Response::error(400, "ExpiredToken"));
         }
         if quirks.body_bytes_max.is_some_and(|max| request.body.len() > max) {

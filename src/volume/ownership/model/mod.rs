@@ -182,6 +182,7 @@ fn template(owner: Option<Owner>) -> Dataset {
         snapshot_serial: 0,
         detached: false,
         form: Form::Writable,
+        modified: false,
         restoring: None,
     }
 }

@@ -1,0 +1,148 @@
+//! What changes in a process and a pool, for callers who watch.
+//!
+//! Tasks are told at once. Datasets and snapshots may be changed by any process, and the store tells
+//! nobody: their records are read every [`LOOK`], for each watcher.
+
+use super::super::auth::Resource;
+use super::call::Call;
+use super::proto::watch_response::Change;
+use super::proto::*;
+use super::{Services, convert};
+use crate::control::browse::Browser;
+use crate::control::{self, ControlError};
+use crate::rpc::status;
+use std::collections::HashMap;
+use std::time::Duration;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+use tonic::Status;
+
+/// Interval at which the records of datasets and snapshots are read.
+const LOOK: Duration = Duration::from_secs(15);
+/// Tasks are told no more often.
+const PAUSE: Duration = Duration::from_millis(200);
+
+type Changes = mpsc::Sender<Result<WatchResponse, Status>>;
+
+/// The caller has gone.
+struct Gone;
+
+/// What a watcher was told last.
+#[derive(Default)]
+struct Told {
+    tasks: HashMap<u64, Task>,
+    datasets: HashMap<String, Dataset>,
+    snapshots: HashMap<String, Snapshot>,
+}
+
+/// Tells changes until the caller goes away or an error ends it.
+pub(super) async fn watch(services: Services, call: Call, browser: Browser, to: Changes) {
+    let mut told = Told::default();
+    let mut tasks = services.admin.tasks.watch();
+    let mut look = Instant::now();
+    loop {
+        tasks.mark_unchanged();
+        if told.tasks(&services, &call, &to).await.is_err() {
+            return;
+        }
+        if Instant::now() >= look {
+            match told.records(&services, &call, &browser, &to).await {
+                Ok(Ok(())) => look = Instant::now() + LOOK,
+                Ok(Err(Gone)) => return,
+                Err(error) => {
+                    let _gone = to.send(Err(status(&error))).await;
+                    return;
+                }
+            }
+        }
+        tokio::time::sleep(PAUSE).await;
+        tokio::select! {
+            changed = tasks.changed() => if changed.is_err() { return },
+            () = tokio::time::sleep_until(look) => {}
+            () = to.closed() => return,
+        }
+    }
+}
+
+/// What a task works on. That of a whole pool is for those who see all of it.
+pub(super) fn resource(task: &control::Task) -> Resource {
+    match &task.dataset {
+        Some(dataset) => Resource::dataset(&task.pool, dataset),
+        None => Resource::dataset(&task.pool, "*"),
+    }
+}
+
+async fn tell(to: &Changes, change: Change) -> Result<(), Gone> {
+    to.send(Ok(WatchResponse { change: Some(change) })).await.map_err(|_| Gone)
+}
+
+impl Told {
+    async fn tasks(&mut self, services: &Services, call: &Call, to: &Changes) -> Result<(), Gone> {
+        let now = services.admin.tasks.list();
+        self.tasks.retain(|id, _| now.iter().any(|task| task.id == *id));
+        // The oldest first.
+        for task in now.into_iter().rev() {
+            let resource = resource(&task);
+            let task = convert::task(task);
+            if self.tasks.get(&task.id) != Some(&task) && services.gate.shows(call, &resource).await
+            {
+                self.tasks.insert(task.id, task.clone());
+                tell(to, Change::Task(task)).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn records(
+        &mut self,
+        services: &Services,
+        call: &Call,
+        browser: &Browser,
+        to: &Changes,
+    ) -> Result<Result<(), Gone>, ControlError> {
+        let pool = browser.pool();
+        let (mut datasets, mut snapshots) = (HashMap::new(), HashMap::new());
+        for facts in browser.datasets().await? {
+            let name = facts.dataset.name.to_string();
+            if services.gate.shows(call, &Resource::dataset(&pool.name, &name)).await {
+                datasets.insert(name, convert::dataset(pool, facts));
+            }
+        }
+        for facts in browser.snapshots(None).await? {
+            if services.gate.shows(call, &Resource::dataset(&pool.name, &facts.dataset)).await {
+                let name = format!("{}@{}", facts.dataset, facts.name);
+                snapshots.insert(name, convert::snapshot(pool, facts));
+            }
+        }
+        Ok(self.changes(datasets, snapshots, to).await)
+    }
+
+    async fn changes(
+        &mut self,
+        datasets: HashMap<String, Dataset>,
+        snapshots: HashMap<String, Snapshot>,
+        to: &Changes,
+    ) -> Result<(), Gone> {
+        for (name, dataset) in &datasets {
+            if self.datasets.get(name) != Some(dataset) {
+                tell(to, Change::Dataset(dataset.clone())).await?;
+            }
+        }
+        for (name, snapshot) in &snapshots {
+            if self.snapshots.get(name) != Some(snapshot) {
+                tell(to, Change::Snapshot(snapshot.clone())).await?;
+            }
+        }
+        let gone = self.datasets.keys().filter(|name| !datasets.contains_key(*name));
+        // A writable snapshot is both a dataset and a snapshot, and is told once.
+        let gone_too = self
+            .snapshots
+            .keys()
+            .filter(|name| !snapshots.contains_key(*name) && !self.datasets.contains_key(*name));
+        for name in gone.chain(gone_too) {
+            tell(to, Change::Removed(name.clone())).await?;
+        }
+        (self.datasets, self.snapshots) = (datasets, snapshots);
+        Ok(())
+    }
+}

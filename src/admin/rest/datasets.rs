@@ -1,0 +1,264 @@
+//! Datasets: list, create, clone, change, delete.
+
+use super::ask::{Body, Named, Query};
+use super::page;
+use super::shape::{DatasetShape, Page};
+use super::{Problem, Rest};
+use crate::admin::access::Known;
+use crate::admin::auth::{Action, Resource};
+use crate::catalog::{Dataset, Form, Properties};
+use crate::chunk::Codec;
+use crate::control::browse::{self, Browser, Root};
+use crate::control::{NewVolume, Source};
+use crate::fs::api::FileSystem;
+use crate::types::{Class, SnapshotHandle, SyncMode, VolumeHandle};
+use axum::Json;
+use axum::extract::State;
+use axum::http::StatusCode;
+use serde::Deserialize;
+use std::collections::BTreeMap;
+use utoipa::ToSchema;
+
+/// A dataset to create. What is left out has the default of the command line.
+#[derive(Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct NewDataset {
+    name: String,
+    /// `DATASET` or `DATASET@SNAPSHOT` to clone.
+    source: Option<String>,
+    /// The quota.
+    size_bytes: Option<u64>,
+    quota_inodes: Option<u64>,
+    /// `standard` or `always`; by access modes, if left out.
+    sync: Option<String>,
+    record_bytes: Option<u32>,
+    /// `none`, `lz4` or `zstd`.
+    compression: Option<String>,
+    /// Only of a snapshot: the dataset is the snapshot itself.
+    #[serde(default)]
+    read_only: bool,
+}
+
+/// What to change of a dataset.
+#[derive(Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct DatasetChange {
+    /// A larger quota.
+    size_bytes: Option<u64>,
+    /// True: make it the pool's default dataset. False: it is the default no longer.
+    default: Option<bool>,
+}
+
+/// The datasets of a pool, by name
+#[utoipa::path(
+    get, path = "/pools/{pool}/datasets", tag = "datasets",
+    params(
+        ("pool" = String, Path, example = "main"),
+        ("limit" = Option<u16>, Query, minimum = 1, maximum = 1000),
+        ("cursor" = Option<String>, Query)
+    ),
+    responses((status = 200, body = Page<DatasetShape>))
+)]
+pub async fn list(
+    State(rest): State<Rest>,
+    known: Known,
+    Named(pool): Named<String>,
+    query: Query,
+) -> Result<Json<Page<DatasetShape>>, Problem> {
+    query.only(&["limit", "cursor"])?;
+    let limit = query.limit(page::DEFAULT, page::MAX)?;
+    rest.admin.allow(&known, Action::List, &Resource::pool(&pool)).await?;
+    let browser = rest.admin.browser(rest.admin.pool(&pool)?);
+    let mut seen = Vec::new();
+    for facts in browser.datasets().await? {
+        if rest.admin.sees(&known, &pool, facts.dataset.name.as_str()).await {
+            seen.push(facts);
+        }
+    }
+    let key = |facts: &browse::DatasetFacts| facts.dataset.name.to_string();
+    let Page { items, next } = page::page(seen, key, query.text("cursor")?, limit)?;
+    let mut shown = Vec::with_capacity(items.len());
+    for facts in items {
+        let used = used_bytes(&rest, &facts.dataset).await;
+        let facts = rest.admin.access.known_facts(&known.caller, &pool, facts).await;
+        shown.push(DatasetShape::from(facts).using(used));
+    }
+    Ok(Json(Page { items: shown, next }))
+}
+
+/// Bytes in use, which only the process that has it open can tell without a request.
+async fn used_bytes(rest: &Rest, dataset: &Dataset) -> Option<u64> {
+    let volume = rest.admin.volumes.get(dataset.id())?;
+    let figures = volume.fs.statfs().await.ok()?;
+    Some(figures.total_bytes.saturating_sub(figures.free_bytes))
+}
+
+async fn shown(
+    rest: &Rest,
+    known: &Known,
+    browser: &Browser,
+    name: &str,
+) -> Result<Json<DatasetShape>, Problem> {
+    let dataset = browser.dataset(name).await?;
+    let used = used_bytes(rest, &dataset).await;
+    let facts = browser.dataset_facts(&dataset).await?;
+    let facts = rest.admin.access.known_facts(&known.caller, &browser.pool().name, facts).await;
+    Ok(Json(DatasetShape::from(facts).using(used)))
+}
+
+/// One dataset
+#[utoipa::path(
+    get, path = "/pools/{pool}/datasets/{dataset}", tag = "datasets",
+    params(("pool" = String, Path, example = "main"), ("dataset" = String, Path, example = "web")),
+    responses((status = 200, body = DatasetShape))
+)]
+pub async fn get(
+    State(rest): State<Rest>,
+    known: Known,
+    Named((pool, name)): Named<(String, String)>,
+    query: Query,
+) -> Result<Json<DatasetShape>, Problem> {
+    query.only(&[])?;
+    let browser = rest.admin.browse(&known, Action::List, &pool, &name).await?;
+    shown(&rest, &known, &browser, &name).await
+}
+
+/// Create a dataset, or clone one
+#[utoipa::path(
+    post, path = "/pools/{pool}/datasets", tag = "datasets",
+    params(("pool" = String, Path, example = "main")), request_body = NewDataset,
+    responses((status = 201, body = DatasetShape))
+)]
+pub async fn create(
+    State(rest): State<Rest>,
+    known: Known,
+    Named(pool): Named<String>,
+    Body(new): Body<NewDataset>,
+) -> Result<(StatusCode, Json<DatasetShape>), Problem> {
+    let browser = rest.admin.browse(&known, Action::Administer, &pool, &new.name).await?;
+    let name = browse::dataset_name(&new.name)?;
+    let properties = properties(&new)?;
+    let source = match &new.source {
+        None => None,
+        Some(text) => Some(source(&rest, &known, &browser, &pool, text).await?),
+    };
+    let wanted = NewVolume {
+        name: name.clone(),
+        size: new.size_bytes,
+        size_limit: None,
+        source,
+        properties,
+        access_modes: vec![],
+        form: if new.read_only { Form::Snapshot } else { Form::Writable },
+        parameters: BTreeMap::new(),
+    };
+    let (controller, of, id) = (rest.admin.controller.clone(), browser.clone(), pool.clone());
+    let what = ("create dataset", format!("{pool}/{name}"));
+    let made = super::change(&known, Action::Administer, what, async move {
+        of.is_new(&wanted.name).await?;
+        controller.create_volume(Some(&id), wanted).await
+    });
+    made.await?;
+    Ok((StatusCode::CREATED, shown(&rest, &known, &browser, name.as_str()).await?))
+}
+
+fn properties(new: &NewDataset) -> Result<Properties, Problem> {
+    let mut properties = Properties { quota_inodes: new.quota_inodes, ..Properties::default() };
+    properties.record_bytes = new.record_bytes.unwrap_or(properties.record_bytes);
+    if let Some(sync) = &new.sync {
+        let wrong = |_| Problem::invalid(format!("sync: {sync:?} is not `standard` or `always`"));
+        properties.sync = Some(sync.parse::<SyncMode>().map_err(wrong)?);
+    }
+    properties.codec = match new.compression.as_deref() {
+        None => properties.codec,
+        Some("none") => Codec::None,
+        Some("lz4") => Codec::Lz4,
+        Some("zstd") => Codec::Zstd,
+        Some(other) => {
+            let why = format!("compression: {other:?} is not `none`, `lz4` or `zstd`");
+            return Err(Problem::invalid(why));
+        }
+    };
+    Ok(properties)
+}
+
+/// What to clone; its contents are the caller's afterwards, so it must be allowed to read them.
+async fn source(
+    rest: &Rest,
+    known: &Known,
+    browser: &Browser,
+    pool: &str,
+    text: &str,
+) -> Result<Source, Problem> {
+    let of = browse::split_snapshot(text).map_or(text, |(dataset, _)| dataset);
+    rest.admin.allow(known, Action::Read, &Resource::dataset(pool, of)).await?;
+    let id = browser.pool().id();
+    Ok(match browser.root_named(text).await? {
+        Root::Snapshot(snapshot) => {
+            Source::Snapshot(SnapshotHandle { pool: id, snapshot: snapshot.id() })
+        }
+        Root::Head(dataset) => Source::Volume(VolumeHandle { pool: id, dataset: dataset.id() }),
+    })
+}
+
+/// Change a dataset: expand it, or make it the default
+#[utoipa::path(
+    patch, path = "/pools/{pool}/datasets/{dataset}", tag = "datasets",
+    params(("pool" = String, Path, example = "main"), ("dataset" = String, Path, example = "web")), request_body = DatasetChange,
+    responses((status = 200, body = DatasetShape))
+)]
+pub async fn change(
+    State(rest): State<Rest>,
+    known: Known,
+    Named((pool, name)): Named<(String, String)>,
+    Body(change): Body<DatasetChange>,
+) -> Result<Json<DatasetShape>, Problem> {
+    let (browser, dataset) = rest.dataset(&known, Action::Administer, (&pool, &name)).await?;
+    if change.default.is_some() {
+        // The default is a property of the pool.
+        rest.admin.allow(&known, Action::Administer, &Resource::pool(&pool)).await?;
+    }
+    let what = ("change dataset", format!("{pool}/{name}"));
+    let (controller, of) = (rest.admin.controller.clone(), browser.clone());
+    let changed = super::change(&known, Action::Administer, what, async move {
+        if let Some(size) = change.size_bytes {
+            controller.expand_volume(of.handle(&dataset), size, None).await?;
+        }
+        let catalog = &of.pool().catalog;
+        match change.default {
+            Some(true) => catalog.set_default_dataset(Some(dataset.id())).await?,
+            Some(false) if catalog.default_dataset().await? == Some(dataset.id()) => {
+                catalog.set_default_dataset(None).await?;
+            }
+            Some(false) | None => {}
+        }
+        Ok(())
+    });
+    changed.await?;
+    shown(&rest, &known, &browser, &name).await
+}
+
+/// Delete a dataset; its snapshots stay
+#[utoipa::path(
+    delete, path = "/pools/{pool}/datasets/{dataset}", tag = "datasets",
+    params(("pool" = String, Path, example = "main"), ("dataset" = String, Path, example = "web")),
+    responses((status = 204, description = "It is deleted; its space is freed by a collection"))
+)]
+pub async fn delete(
+    State(rest): State<Rest>,
+    known: Known,
+    Named((pool, name)): Named<(String, String)>,
+    query: Query,
+) -> Result<StatusCode, Problem> {
+    query.only(&[])?;
+    let browser = rest.admin.browse(&known, Action::Administer, &pool, &name).await?;
+    let Some(found) = browser.record(&name).await? else {
+        let why = format!("dataset {name} does not exist: nothing to delete");
+        return Err(Problem::of(Class::NotFound, why));
+    };
+    let what = ("delete dataset", format!("{pool}/{name}"));
+    let (controller, handle) = (rest.admin.controller.clone(), browser.handle(&found));
+    let work = async move { controller.delete_volume(handle).await };
+    super::change(&known, Action::Administer, what, work).await?;
+    Ok(StatusCode::NO_CONTENT)
+}

@@ -1,0 +1,250 @@
+//! Snapshot policies: which snapshots are taken by themselves, and which are kept.
+
+use super::ask::{Body, Named, Query};
+use super::{Problem, Rest, change};
+use crate::admin::access::Known;
+use crate::admin::auth::Action;
+use crate::catalog::{Keep, KeepRules, SnapshotPolicy};
+use crate::control::policy::{DEFAULT_PREFIX, ShownPolicy, Simulated, parse_keep};
+use crate::types::Timestamp;
+use axum::Json;
+use axum::extract::State;
+use axum::http::StatusCode;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use utoipa::ToSchema;
+
+/// The days that are simulated, unless another number is asked for.
+const DAYS_DEFAULT: u32 = 30;
+
+/// A policy to set.
+#[derive(Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct NewPolicy {
+    /// The five fields of cron, or an interval like `15min`.
+    #[schema(example = "1h")]
+    schedule: String,
+    /// By its IANA name.
+    #[serde(default = "utc")]
+    #[schema(default = "UTC")]
+    time_zone: String,
+    /// What the names of its snapshots begin with.
+    #[serde(default = "prefix")]
+    #[schema(default = "auto-")]
+    prefix: String,
+    /// Take none while nothing has changed.
+    #[serde(default)]
+    skip_empty: bool,
+    keep: NewKeepRules,
+}
+
+/// What is kept: a number of snapshots, or a time like `30d`. The newest is always kept.
+#[derive(Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct NewKeepRules {
+    /// The newest ones.
+    last: Option<String>,
+    /// The newest of each hour that has any, …
+    #[schema(example = "24")]
+    hourly: Option<String>,
+    daily: Option<String>,
+    weekly: Option<String>,
+    monthly: Option<String>,
+}
+
+fn utc() -> String {
+    "UTC".to_owned()
+}
+
+fn prefix() -> String {
+    DEFAULT_PREFIX.to_owned()
+}
+
+impl NewPolicy {
+    fn read(self) -> Result<SnapshotPolicy, Problem> {
+        let rule = |name: &str, text: Option<String>| -> Result<Option<Keep>, Problem> {
+            let wrong = |why: String| Problem::invalid(format!("keep.{name}: {why}"));
+            text.map(|text| parse_keep(&text).map_err(wrong)).transpose()
+        };
+        let keep = KeepRules {
+            last: rule("last", self.keep.last)?,
+            hourly: rule("hourly", self.keep.hourly)?,
+            daily: rule("daily", self.keep.daily)?,
+            weekly: rule("weekly", self.keep.weekly)?,
+            monthly: rule("monthly", self.keep.monthly)?,
+        };
+        let Self { schedule, time_zone, prefix, skip_empty, .. } = self;
+        Ok(SnapshotPolicy { schedule, time_zone, prefix, skip_empty, keep })
+    }
+}
+
+/// A dataset's policy.
+#[derive(Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct PolicyShape {
+    schedule: String,
+    time_zone: String,
+    prefix: String,
+    skip_empty: bool,
+    /// By rule: `last`, `hourly`, `daily`, `weekly`, `monthly`.
+    keep: BTreeMap<String, String>,
+    /// Why it takes no snapshots, if that is so.
+    broken: Option<String>,
+    changed: String,
+    /// Nothing is deleted before this time.
+    deletes_from: String,
+    /// When the next snapshot is taken.
+    next: Option<String>,
+}
+
+impl From<ShownPolicy> for PolicyShape {
+    fn from(policy: ShownPolicy) -> Self {
+        let keep = policy.keep.into_iter().map(|(rule, value)| (rule.to_owned(), value));
+        Self {
+            schedule: policy.schedule,
+            time_zone: policy.time_zone,
+            prefix: policy.prefix,
+            skip_empty: policy.skip_empty,
+            keep: keep.collect(),
+            broken: policy.broken,
+            changed: policy.changed.rfc3339(),
+            deletes_from: policy.deletes_from.rfc3339(),
+            next: policy.next.map(Timestamp::rfc3339),
+        }
+    }
+}
+
+/// The time to simulate.
+#[derive(Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Simulation {
+    #[schema(default = 30, minimum = 1, maximum = 3660)]
+    days: Option<u32>,
+}
+
+/// What a policy would do.
+#[derive(Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct SimulatedShape {
+    /// Snapshots that would be taken.
+    slots: u64,
+    /// The most snapshots at any time.
+    most: u64,
+    until: String,
+    /// Oldest first.
+    snapshots: Vec<SimulatedSnapshotShape>,
+}
+
+#[derive(Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct SimulatedSnapshotShape {
+    name: String,
+    created: String,
+    /// It exists already.
+    exists: bool,
+    /// When it would be deleted; null: it would be kept.
+    deleted: Option<String>,
+    /// Why it is kept, or not.
+    reason: String,
+}
+
+impl From<Simulated> for SimulatedShape {
+    fn from(done: Simulated) -> Self {
+        let snapshots = done.snapshots.into_iter().map(|snapshot| SimulatedSnapshotShape {
+            name: snapshot.name,
+            created: snapshot.created.rfc3339(),
+            exists: snapshot.exists,
+            deleted: snapshot.deleted.map(Timestamp::rfc3339),
+            reason: snapshot.verdict.to_string(),
+        });
+        Self {
+            slots: done.slots as u64,
+            most: done.most as u64,
+            until: done.until.rfc3339(),
+            snapshots: snapshots.collect(),
+        }
+    }
+}
+
+/// The snapshot policy of a dataset
+#[utoipa::path(
+    get, path = "/pools/{pool}/datasets/{dataset}/policy", tag = "policies",
+    params(("pool" = String, Path, example = "main"), ("dataset" = String, Path, example = "web")),
+    responses((status = 200, body = PolicyShape))
+)]
+pub async fn get(
+    State(rest): State<Rest>,
+    known: Known,
+    Named((pool, name)): Named<(String, String)>,
+    query: Query,
+) -> Result<Json<PolicyShape>, Problem> {
+    query.only(&[])?;
+    let (browser, dataset) = rest.dataset(&known, Action::List, (&pool, &name)).await?;
+    let controller = &rest.admin.controller;
+    Ok(Json(controller.policy(browser.pool(), &dataset, Timestamp::now()).await?.into()))
+}
+
+/// Set the snapshot policy of a dataset; a changed one deletes nothing for 24 hours
+#[utoipa::path(
+    put, path = "/pools/{pool}/datasets/{dataset}/policy", tag = "policies",
+    params(("pool" = String, Path, example = "main"), ("dataset" = String, Path, example = "web")),
+    request_body = NewPolicy,
+    responses((status = 200, body = PolicyShape))
+)]
+pub async fn set(
+    State(rest): State<Rest>,
+    known: Known,
+    Named((pool, name)): Named<(String, String)>,
+    Body(new): Body<NewPolicy>,
+) -> Result<Json<PolicyShape>, Problem> {
+    let (browser, dataset) = rest.dataset(&known, Action::Administer, (&pool, &name)).await?;
+    let policy = new.read()?;
+    let (controller, what) =
+        (rest.admin.controller.clone(), ("set policy", format!("{pool}/{name}")));
+    let set = change(&known, Action::Administer, what, async move {
+        controller.set_policy(browser.pool(), &dataset, policy, Timestamp::now()).await
+    });
+    Ok(Json(set.await?.into()))
+}
+
+/// Delete the snapshot policy of a dataset; its snapshots stay
+#[utoipa::path(
+    delete, path = "/pools/{pool}/datasets/{dataset}/policy", tag = "policies",
+    params(("pool" = String, Path, example = "main"), ("dataset" = String, Path, example = "web")),
+    responses((status = 204, description = "It has none"))
+)]
+pub async fn delete(
+    State(rest): State<Rest>,
+    known: Known,
+    Named((pool, name)): Named<(String, String)>,
+    query: Query,
+) -> Result<StatusCode, Problem> {
+    query.only(&[])?;
+    let (browser, dataset) = rest.dataset(&known, Action::Administer, (&pool, &name)).await?;
+    let (controller, what) =
+        (rest.admin.controller.clone(), ("delete policy", format!("{pool}/{name}")));
+    let deleted = change(&known, Action::Administer, what, async move {
+        controller.delete_policy(browser.pool(), &dataset, Timestamp::now()).await
+    });
+    deleted.await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// What the policy of a dataset would do in the time ahead
+#[utoipa::path(
+    post, path = "/pools/{pool}/datasets/{dataset}/policy/simulate", tag = "policies",
+    params(("pool" = String, Path, example = "main"), ("dataset" = String, Path, example = "web")),
+    request_body = Simulation,
+    responses((status = 200, body = SimulatedShape))
+)]
+pub async fn simulate(
+    State(rest): State<Rest>,
+    known: Known,
+    Named((pool, name)): Named<(String, String)>,
+    Body(Simulation { days }): Body<Simulation>,
+) -> Result<Json<SimulatedShape>, Problem> {
+    let (browser, dataset) = rest.dataset(&known, Action::List, (&pool, &name)).await?;
+    let (controller, days) = (&rest.admin.controller, days.unwrap_or(DAYS_DEFAULT));
+    let done = controller.simulate_policy(browser.pool(), &dataset, Timestamp::now(), days).await?;
+    Ok(Json(done.into()))
+}

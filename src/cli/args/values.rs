@@ -1,0 +1,127 @@
+//! Values of options, and how they are read.
+
+use crate::catalog::Snapdir;
+use crate::chunk::Codec;
+use crate::control::SIZE_MIN;
+use crate::types::{ByteSize, SizeError, SyncMode, is_owner};
+use clap::ValueEnum;
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum SnapdirArg {
+    Hidden,
+    Visible,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum CodecArg {
+    None,
+    Lz4,
+    Zstd,
+}
+
+pub(super) fn size(text: &str) -> Result<ByteSize, SizeError> {
+    text.parse()
+}
+
+/// The modes by name, so that help lists them.
+pub(super) fn sync_modes() -> impl TypedValueParser<Value = SyncMode> {
+    PossibleValuesParser::new(SyncMode::ALL.map(SyncMode::as_str))
+        .try_map(|name| name.parse::<SyncMode>())
+}
+
+/// A quota: a size without its unit would be too small to hold anything.
+pub(super) fn quota(text: &str) -> Result<ByteSize, String> {
+    let size = size(text).map_err(|error| error.to_string())?;
+    if size.0 < SIZE_MIN {
+        return Err(format!(
+            "{size} is too small: use at least {}, with a unit, like 20Gi",
+            ByteSize(SIZE_MIN)
+        ));
+    }
+    Ok(size)
+}
+
+pub(super) fn owner(text: &str) -> Result<u32, String> {
+    let number = text.parse().ok().filter(|number| is_owner(*number));
+    number.ok_or_else(|| format!("{text:?} is not a user or group number from 0 to 4294967294"))
+}
+
+pub(super) fn octal(text: &str) -> Result<u32, String> {
+    u32::from_str_radix(text, 8)
+        .ok()
+        .filter(|mode| *mode <= 0o7777)
+        .ok_or_else(|| format!("{text:?} is not an octal mode like 755"))
+}
+
+/// A property of a dataset with its new value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Property {
+    Size(u64),
+    /// `None`: unlimited.
+    Inodes(Option<u64>),
+    RecordSize(u32),
+    /// `None`: by access modes.
+    Sync(Option<SyncMode>),
+    Compression(Codec),
+    Snapdir(Snapdir),
+}
+
+/// `PROPERTY=VALUE`.
+pub(super) fn property(text: &str) -> Result<Property, String> {
+    let Some((name, value)) = text.split_once('=') else {
+        return Err(format!("write it as {text}=VALUE"));
+    };
+    let one_of = |values: &str| format!("{value:?}: use one of {values}");
+    Ok(match name {
+        "size" => Property::Size(quota(value)?.0),
+        "inodes" if value == "none" => Property::Inodes(None),
+        "inodes" => {
+            let count =
+                value.parse().map_err(|_| format!("{value:?} is no count, and not none"))?;
+            Property::Inodes(Some(count))
+        }
+        "recordsize" => {
+            let size = size(value).map_err(|error| error.to_string())?.0;
+            Property::RecordSize(u32::try_from(size).map_err(|_| "at most 1Mi".to_owned())?)
+        }
+        "sync" if value == "default" => Property::Sync(None),
+        "sync" => {
+            let mode = value.parse().map_err(|_| one_of("standard, always, disabled, default"))?;
+            Property::Sync(Some(mode))
+        }
+        "compression" => match CodecArg::from_str(value, false) {
+            Ok(codec) => Property::Compression(codec.into()),
+            Err(_) => return Err(one_of("none, lz4, zstd")),
+        },
+        "snapdir" => match SnapdirArg::from_str(value, false) {
+            Ok(snapdir) => Property::Snapdir(snapdir.into()),
+            Err(_) => return Err(one_of("hidden, visible")),
+        },
+        _ => {
+            return Err(format!(
+                "there is no property {name:?}: there are size, inodes, recordsize, sync, \
+                 compression and snapdir"
+            ));
+        }
+    })
+}
+
+impl From<CodecArg> for Codec {
+    fn from(arg: CodecArg) -> Self {
+        match arg {
+            CodecArg::None => Self::None,
+            CodecArg::Lz4 => Self::Lz4,
+            CodecArg::Zstd => Self::Zstd,
+        }
+    }
+}
+
+impl From<SnapdirArg> for Snapdir {
+    fn from(arg: SnapdirArg) -> Self {
+        match arg {
+            SnapdirArg::Hidden => Self::Hidden,
+            SnapdirArg::Visible => Self::Visible,
+        }
+    }
+}

@@ -1,0 +1,47 @@
+//! What the connections of one endpoint share.
+
+use super::{Dialer, RelayBudget, Route};
+use crate::nfs::{ClientHost, Peers, Stream};
+use crate::types::DatasetId;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+pub struct EndpointState {
+    pub dataset: DatasetId,
+    pub routes: watch::Sender<Route>,
+    pub host: ClientHost,
+    pub dialer: Arc<Dialer>,
+    pub budget: RelayBudget,
+    /// Closes the connections.
+    pub cut: CancellationToken,
+    pub peers: Peers,
+    pub connections_max: usize,
+    pub passes: AtomicUsize,
+    /// Calls wait although there is a route.
+    pub disturbed: watch::Sender<bool>,
+}
+
+impl EndpointState {
+    pub fn may_mount(&self) -> bool {
+        self.passes.load(Ordering::Acquire) > 0
+    }
+
+    pub fn disturb(&self) {
+        self.disturbed.send_if_modified(|now| !std::mem::replace(now, true));
+    }
+
+    pub fn calm(&self) {
+        if *self.disturbed.borrow() {
+            self.disturbed.send_if_modified(|now| std::mem::replace(now, false));
+        }
+    }
+
+    /// Ends a client's connection from our side: whoever reads from it sees its end.
+    pub fn cut_one(&self, stream: &Stream) {
+        if let Err(error) = rustix::net::shutdown(stream, rustix::net::Shutdown::Both) {
+            tracing::debug!(%error, "a client has gone");
+        }
+    }
+}

@@ -1,0 +1,80 @@
+//! `dataset set`, completions and manual pages.
+
+use super::Cli;
+use super::serving::Serving;
+use zerofs_csi::fs::api::DirCookie;
+use zerofs_csi::nfs::client::{Client, Credentials};
+
+#[test]
+fn properties_of_a_released_dataset_are_set() {
+    let cli = Cli::with_pool();
+    cli.ok(&["dataset", "create", "web", "--size", "1Gi"]);
+    let all = [
+        "size=2Gi",
+        "inodes=1000",
+        "recordsize=128k",
+        "sync=always",
+        "compression=zstd",
+        "snapdir=visible",
+    ];
+    let set = cli.json(&[&["dataset", "set", "web"], &all[..]].concat());
+    assert_eq!(
+        (set["size_bytes"].as_u64(), set["quota_inodes"].as_u64()),
+        (Some(2 << 30), Some(1000))
+    );
+    assert_eq!((&set["sync"], &set["compression"]), (&"always".into(), &"zstd".into()));
+    assert_eq!(set["record_bytes"].as_u64(), Some(128 << 10));
+    let set = cli.json(&["dataset", "set", "web", "inodes=none", "sync=default"]);
+    assert_eq!(
+        (&set["quota_inodes"], &set["sync"]),
+        (&serde_json::Value::Null, &serde_json::Value::Null)
+    );
+    assert_eq!(cli.json(&["dataset", "info", "web"])["record_bytes"], 128 << 10);
+    for (property, part) in [
+        ("size=1Gi", "never shrinks"),
+        ("size=40", "too small"),
+        ("recordsize=3k", "power of two"),
+        ("sync=often", "standard, always, disabled, default"),
+        ("colour=red", "there is no property"),
+        ("size", "size=VALUE"),
+        ("inodes=0", "root directory"),
+    ] {
+        let refused = cli.run(&["dataset", "set", "web", property]);
+        assert!(refused.code == 2 && refused.err.contains(part), "{property}: {refused:?}");
+    }
+    assert_eq!(cli.run(&["dataset", "set", "none", "size=2Gi"]).code, 10);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_owner_of_an_open_dataset_is_told() {
+    let cli = Cli::with_pool();
+    cli.ok(&["dataset", "create", "web", "--size", "1Gi"]);
+    let serving = Serving::start_with(&cli, &[]);
+    let client = Client::connect(serving.nfs, &Credentials::root()).await.unwrap();
+    let root = client.mount("/web").await.unwrap();
+    let dir = client.mkdir(&root, b"dir", &Default::default()).await.unwrap().handle;
+    cli.ok(&["dataset", "set", "web", "size=3Gi", "recordsize=1Mi", "snapdir=visible"]);
+    assert_eq!(client.fsstat(&dir).await.unwrap().total_bytes, 3 << 30);
+    let listed = client.readdir(&root, DirCookie(0), [0; 8], 4096).await.unwrap();
+    assert!(listed.entries.iter().any(|entry| &entry.name[..] == b".snapshots"), "{listed:?}");
+    serving.stop();
+}
+
+#[test]
+fn completions_and_manual_pages_are_made() {
+    let cli = Cli::empty();
+    let run = |args: &[&str]| {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_zerofs-csi"));
+        super::answer(command.args(args).output().unwrap())
+    };
+    for shell in ["bash", "zsh", "fish"] {
+        let script = run(&["completions", shell]);
+        assert!(script.code == 0 && script.out.contains("run-now"), "{shell}");
+    }
+    let dir = cli.path().display().to_string();
+    let made = run(&["man", &dir]);
+    assert_eq!(made.code, 0, "{made:?}");
+    let page = std::fs::read_to_string(cli.path().join("zerofs-csi-policy-set.1")).unwrap();
+    assert!(page.contains("time zone") || page.contains("Time zone"), "{page}");
+    assert_eq!(run(&["man", "/does/not/exist"]).code, 10);
+}

@@ -1,0 +1,549 @@
+//! gRPC: every call against a running server, over its unix socket and over TCP.
+
+use super::command_line::{directly, said};
+use super::server::{ODD, Server, large, write};
+use tonic::{Code, Request};
+use zerofs_csi::admin::grpc::proto::read_file_response::Part;
+use zerofs_csi::admin::grpc::proto::watch_response::Change;
+use zerofs_csi::admin::grpc::proto::*;
+use zerofs_csi::admin::{Client, RootName};
+
+pub async fn local(server: &Server) -> Client {
+    Client::connect(&format!("unix:{}", server.socket().display()), None).await.unwrap()
+}
+
+pub async fn filled() -> (Server, Client) {
+    let server = Server::start();
+    server.fill().await;
+    let client = local(&server).await;
+    (server, client)
+}
+
+fn snapshot() -> RootName {
+    RootName::snapshot("web", "s1")
+}
+
+fn root() -> Option<Root> {
+    Some(Root { dataset: "web".into(), snapshot: "s1".into(), ..Root::default() })
+}
+
+/// The code and the message of a refusal.
+pub fn refused<T: std::fmt::Debug>(answer: Result<T, tonic::Status>) -> (Code, String) {
+    let status = answer.unwrap_err();
+    (status.code(), status.message().to_owned())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn datasets_are_made_changed_and_deleted() {
+    let (_server, client) = filled().await;
+    let pools = client.pools().await.unwrap();
+    assert_eq!(pools.len(), 1);
+    assert_eq!((pools[0].name.as_str(), pools[0].default_dataset.as_str()), ("main", ""));
+
+    let mut datasets = client.datasets_service();
+    let new = CreateDatasetRequest {
+        dataset: "logs".into(),
+        size_bytes: Some(1 << 30),
+        compression: "zstd".into(),
+        ..Default::default()
+    };
+    let made = datasets.create_dataset(new.clone()).await.unwrap().into_inner();
+    assert_eq!((made.size_bytes, made.compression.as_str()), (Some(1 << 30), "zstd"));
+    let (code, why) = refused(datasets.create_dataset(new).await);
+    assert_eq!(code, Code::AlreadyExists);
+    assert!(why.contains("choose another name"), "{why}");
+    for (bad, says) in [
+        (CreateDatasetRequest { dataset: "a/b".into(), ..Default::default() }, "dataset name"),
+        (
+            CreateDatasetRequest {
+                dataset: "x".into(),
+                compression: "gzip".into(),
+                ..Default::default()
+            },
+            "lz4",
+        ),
+        (
+            CreateDatasetRequest {
+                dataset: "x".into(),
+                sync: "maybe".into(),
+                ..Default::default()
+            },
+            "sync",
+        ),
+    ] {
+        let (code, why) = refused(datasets.create_dataset(bad).await);
+        assert_eq!(code, Code::InvalidArgument, "{why}");
+        assert!(why.contains(says), "{why}");
+    }
+
+    let clone = CreateDatasetRequest {
+        dataset: "copy".into(),
+        source: "web@s1".into(),
+        ..Default::default()
+    };
+    let clone = datasets.create_dataset(clone).await.unwrap().into_inner();
+    assert_eq!(clone.origin, "web@s1");
+    let copied = client.read(&RootName::live("copy"), "/docs/a.txt").await.unwrap();
+    assert_eq!(copied, b"first version");
+
+    let grow =
+        ExpandDatasetRequest { dataset: "logs".into(), size_bytes: 2 << 30, ..Default::default() };
+    let grown = datasets.expand_dataset(grow).await.unwrap().into_inner();
+    assert_eq!(grown.size_bytes, Some(2 << 30));
+
+    // One by one, in the order of their names.
+    let (mut names, mut page_token) = (Vec::new(), String::new());
+    loop {
+        let request = ListDatasetsRequest { page_size: 1, page_token, ..Default::default() };
+        let page = datasets.list_datasets(request).await.unwrap().into_inner();
+        names.extend(page.datasets.into_iter().map(|dataset| dataset.name));
+        page_token = page.next_page_token;
+        if page_token.is_empty() {
+            break;
+        }
+    }
+    assert_eq!(names, ["copy", "logs", "web"]);
+    let foreign = ListDatasetsRequest { page_token: "?".into(), ..Default::default() };
+    assert_eq!(refused(datasets.list_datasets(foreign).await).0, Code::InvalidArgument);
+
+    let default = SetDefaultDatasetRequest { dataset: "web".into(), ..Default::default() };
+    datasets.set_default_dataset(default).await.unwrap();
+    let found = datasets.get_dataset(GetDatasetRequest::default()).await.unwrap().into_inner();
+    assert_eq!((found.name.as_str(), found.snapshots), ("web", 1));
+    assert!(found.newest_snapshot.is_some());
+
+    let space = GetSpaceRequest { exact: true, ..Default::default() };
+    let space = datasets.get_space(space).await.unwrap().into_inner();
+    assert!(space.of.iter().any(|of| of.name == "web@s1" && of.referenced_bytes >= 6_000_000));
+    assert!(space.pack_bytes > 0 && space.dedup_ratio.is_some(), "{space:?}");
+
+    let delete =
+        |dataset: &str| DeleteDatasetRequest { dataset: dataset.into(), ..Default::default() };
+    datasets.delete_dataset(delete("logs")).await.unwrap();
+    // A retry succeeds while something of it is left.
+    if let Err(gone) = datasets.delete_dataset(delete("logs")).await {
+        assert_eq!(gone.code(), Code::NotFound);
+    }
+    assert_eq!(refused(datasets.delete_dataset(delete("never")).await).0, Code::NotFound);
+    let gone = GetDatasetRequest { dataset: "logs".into(), ..Default::default() };
+    assert_eq!(refused(datasets.get_dataset(gone).await).0, Code::NotFound);
+    let nowhere = GetDatasetRequest { pool: "other".into(), ..Default::default() };
+    assert_eq!(refused(datasets.get_dataset(nowhere).await).0, Code::InvalidArgument);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn snapshots_of_both_kinds_are_taken_and_deleted() {
+    let (_server, client) = filled().await;
+    let mut snapshots = client.snapshots_service();
+    let taken = client.take_snapshot("", "web", "s2").await.unwrap();
+    assert_eq!((taken.name.as_str(), taken.state()), ("s2", State::Ready));
+    let again = client.take_snapshot("", "web", "s2").await.unwrap_err();
+    assert_eq!(again.code(), Some(Code::AlreadyExists), "{again}");
+    let writable = CreateSnapshotRequest {
+        dataset: "web".into(),
+        snapshot: "w".into(),
+        writable: true,
+        ..Default::default()
+    };
+    assert!(snapshots.create_snapshot(writable).await.unwrap().into_inner().writable);
+    let listed = client.snapshots("", "web").await.unwrap();
+    let names: Vec<_> = listed.iter().map(|it| (it.name.as_str(), it.writable)).collect();
+    assert_eq!(names, [("s1", false), ("s2", false), ("w", true)]);
+    let inside = client.read(&RootName::snapshot("web", "w"), "/docs/a.txt").await.unwrap();
+    assert_eq!(inside, b"second");
+
+    let delete = |snapshot: &str| DeleteSnapshotRequest {
+        dataset: "web".into(),
+        snapshot: snapshot.into(),
+        ..Default::default()
+    };
+    snapshots.delete_snapshot(delete("s2")).await.unwrap();
+    snapshots.delete_snapshot(delete("w")).await.unwrap();
+    assert_eq!(refused(snapshots.delete_snapshot(delete("s9")).await).0, Code::NotFound);
+    let get = |snapshot: &str| GetSnapshotRequest {
+        dataset: "web".into(),
+        snapshot: snapshot.into(),
+        ..Default::default()
+    };
+    assert_eq!(snapshots.get_snapshot(get("s1")).await.unwrap().into_inner().name, "s1");
+    assert_eq!(refused(snapshots.get_snapshot(get("s2")).await).0, Code::NotFound);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn folders_are_listed_and_bad_paths_are_refused() {
+    let (server, client) = filled().await;
+    let entries = client.list(&snapshot(), "/docs").await.unwrap();
+    let names: Vec<&[u8]> = entries.iter().map(|entry| entry.name.as_slice()).collect();
+    assert_eq!(names, [&b"a.txt"[..], b"empty", b"link", ODD, b"picture.png", b"sub", b"up"]);
+    let link = entries.iter().find(|entry| entry.name == b"link").unwrap();
+    assert_eq!((link.kind(), link.target.as_slice()), (Kind::Symlink, &b"/etc/passwd"[..]));
+    let odd = [b"/docs/", ODD].concat();
+    assert_eq!(client.read(&snapshot(), &odd).await.unwrap(), b"odd");
+    let file = client.stat(&snapshot(), "/docs/a.txt").await.unwrap();
+    assert_eq!((file.size, file.mode, file.links), (13, 0o640, 1));
+    let live = client.stat(&RootName::live("web"), "/docs/a.txt").await.unwrap();
+    assert_ne!(live.etag, file.etag);
+
+    let mut files = client.files();
+    let (mut seen, mut page_token) = (Vec::new(), String::new());
+    loop {
+        let request = ListDirectoryRequest {
+            root: root(),
+            path: b"/docs".to_vec(),
+            page_size: 2,
+            page_token,
+        };
+        let page = files.list_directory(request).await.unwrap().into_inner();
+        assert!(page.entries.len() <= 2);
+        seen.extend(page.entries.into_iter().map(|entry| entry.name));
+        page_token = page.next_page_token;
+        if page_token.is_empty() {
+            break;
+        }
+    }
+    seen.sort();
+    assert_eq!(seen, names);
+    let of_another = ListDirectoryRequest {
+        root: root(),
+        path: b"/".to_vec(),
+        page_size: 0,
+        page_token: "7-9".into(),
+    };
+    assert_eq!(refused(files.list_directory(of_another).await).0, Code::InvalidArgument);
+
+    for (path, code, says) in [
+        (&b""[..], Code::InvalidArgument, "empty"),
+        (b"/docs/../docs", Code::InvalidArgument, ".."),
+        (b"/docs/a\0b", Code::InvalidArgument, "path"),
+        (b"/docs/link/x", Code::InvalidArgument, "symbolic link to /etc/passwd"),
+        (b"/docs/up/docs", Code::InvalidArgument, "not followed"),
+        (b"/docs/none", Code::NotFound, "none"),
+        (b"/docs/a.txt/x", Code::NotFound, "not a directory"),
+    ] {
+        let request = StatRequest { root: root(), path: path.to_vec() };
+        let (found, why) = refused(files.stat(request).await);
+        assert_eq!(found, code, "{path:?}: {why}");
+        assert!(why.contains(says), "{path:?}: {why}");
+    }
+    let unknown = Some(Root { dataset: "web".into(), snapshot: "s9".into(), ..Root::default() });
+    let unknown = StatRequest { root: unknown, path: b"/".to_vec() };
+    assert_eq!(refused(files.stat(unknown).await).0, Code::NotFound);
+    drop(server);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn contents_come_in_ranges_with_their_hash() {
+    let (_server, client) = filled().await;
+    let whole = large();
+    assert_eq!(client.read(&snapshot(), "/docs/sub/large").await.unwrap(), whole);
+    assert_eq!(client.read(&snapshot(), "/docs/empty").await.unwrap(), b"");
+    for (offset, length) in [(0, 1), (65_535, 70_000), (3_000_000, 10_000_000), (6_000_000, 5)] {
+        let mut content = Vec::new();
+        let keep = |part: &[u8]| {
+            assert!(part.len() <= 1 << 20);
+            content.extend_from_slice(part);
+        };
+        let path = "/docs/sub/large";
+        client.read_parts(&snapshot(), path, offset, Some(length), keep).await.unwrap();
+        let (from, to) = (offset as usize, (offset + length).min(6_000_000) as usize);
+        assert_eq!(content, whole[from..to], "{offset}+{length}");
+    }
+    let mut files = client.files();
+    let read = |path: &[u8], offset| ReadFileRequest {
+        root: root(),
+        path: path.to_vec(),
+        offset,
+        length: None,
+    };
+    for (request, code) in [
+        (read(b"/docs/sub/large", 6_000_001), Code::OutOfRange),
+        (read(b"/docs/sub/large", u64::MAX), Code::OutOfRange),
+        (read(b"/docs/sub", 0), Code::InvalidArgument),
+        (read(b"/docs/link", 0), Code::InvalidArgument),
+        (read(b"/docs/none", 0), Code::NotFound),
+    ] {
+        let refused = files.read_file(request).await.map(|_| ()).unwrap_err();
+        assert_eq!(refused.code(), code, "{refused}");
+    }
+    let mut answers = files.read_file(read(b"/docs/a.txt", 6)).await.unwrap().into_inner();
+    let mut parts = Vec::new();
+    while let Some(answer) = answers.message().await.unwrap() {
+        parts.push(answer.part.unwrap());
+    }
+    assert!(matches!(&parts[0], Part::Entry(entry) if entry.size == 13), "{parts:?}");
+    assert_eq!(parts[1], Part::Data(b"version"[..].into()));
+    assert_eq!(parts[2], Part::Blake3(blake3::hash(b"version").as_bytes().to_vec().into()));
+}
+
+/// Calls that belong together name the snapshot by its handle too: none of them reads of another
+/// one.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_snapshot_that_was_made_anew_under_its_name_is_another_one() {
+    let (server, client) = filled().await;
+    let first = client.snapshot("", "web", "s1").await.unwrap().handle;
+    let first = RootName { handle: first, ..snapshot() };
+    assert_eq!(client.read(&first, "/docs/a.txt").await.unwrap(), b"first version");
+    client.delete_snapshot("", "web", "s1").await.unwrap();
+    let gone = client.stat(&first, "/docs/a.txt").await.unwrap_err();
+    assert_eq!(gone.code(), Some(Code::NotFound), "{gone}");
+    // The name is free once a collection has removed the first one.
+    let collected = said(&mut directly(&server, &["gc"]));
+    assert_eq!(collected.code, 0, "{collected:?}");
+    client.take_snapshot("", "web", "s1").await.unwrap();
+    let mut wrong = vec![client.stat(&first, "/docs/a.txt").await.map(drop).unwrap_err()];
+    wrong.push(client.read(&first, "/docs/a.txt").await.map(drop).unwrap_err());
+    wrong.push(client.list(&first, "/docs").await.map(drop).unwrap_err());
+    for error in wrong {
+        assert_eq!(error.code(), Some(Code::FailedPrecondition), "{error}");
+        assert!(error.to_string().contains("another one has its name"), "{error}");
+    }
+    assert_eq!(client.read(&snapshot(), "/docs/a.txt").await.unwrap(), b"second");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn versions_differences_and_names_are_found() {
+    let (_server, client) = filled().await;
+    let versions = client.history("", "web", "/docs/a.txt").await.unwrap();
+    let spans: Vec<_> = versions
+        .iter()
+        .map(|it| (it.first_snapshot.as_str(), it.last_snapshot.as_str(), it.size))
+        .collect();
+    assert_eq!(spans, [("s1", "s1", 13), ("", "", 6)]);
+    let never = client.history("", "web", "/docs/never").await.unwrap_err();
+    assert_eq!(never.code(), Some(Code::NotFound), "{never}");
+
+    let mut files = client.files();
+    let diff =
+        DiffRequest { dataset: "web".into(), from_snapshot: "s1".into(), ..Default::default() };
+    let mut answers = files.diff(diff).await.unwrap().into_inner();
+    let (mut found, mut counts) = (Vec::new(), None);
+    while let Some(answer) = answers.message().await.unwrap() {
+        assert!(counts.is_none(), "the counts come last");
+        counts = answer.counts;
+        found.extend(answer.differences.into_iter().map(|it| {
+            let change = it.change();
+            (it.path, change)
+        }));
+    }
+    found.sort();
+    use difference::Change as Changed;
+    let expected = [
+        (b"/docs".to_vec(), Changed::Changed),
+        (b"/docs/a.txt".to_vec(), Changed::Changed),
+        (b"/docs/new.txt".to_vec(), Changed::Added),
+    ];
+    assert_eq!(found, expected);
+    assert_eq!(counts, Some(DiffCounts { added: 1, changed: 2, ..Default::default() }));
+    assert_eq!(
+        refused(files.diff(DiffRequest::default()).await.map(|_| ())).0,
+        Code::InvalidArgument
+    );
+
+    let find = |pattern: &[u8], all_snapshots, limit| FindRequest {
+        dataset: "web".into(),
+        pattern: pattern.to_vec(),
+        all_snapshots,
+        limit,
+        ..Default::default()
+    };
+    for (request, expected, limited) in [
+        (find(b"*.txt", false, 0), &[("", "/docs/a.txt"), ("", "/docs/new.txt")][..], false),
+        (
+            find(b"*.txt", true, 0),
+            &[("", "/docs/a.txt"), ("", "/docs/new.txt"), ("s1", "/docs/a.txt")],
+            false,
+        ),
+        (find(b"LARG", true, 0), &[("", "/docs/sub/large"), ("s1", "/docs/sub/large")], false),
+        (find(b"*", true, 1), &[], true),
+        (find(b"nothing", true, 0), &[], false),
+    ] {
+        let mut answers = files.find(request).await.unwrap().into_inner();
+        let (mut hits, mut result) = (Vec::new(), None);
+        while let Some(answer) = answers.message().await.unwrap() {
+            result = answer.result;
+            hits.extend(answer.hits.into_iter().map(|hit| {
+                let path = String::from_utf8(hit.entry.unwrap().path).unwrap();
+                (hit.snapshot, path)
+            }));
+        }
+        let result = result.unwrap();
+        assert_eq!((result.found, result.limited), (hits.len() as u64, limited));
+        if limited {
+            assert_eq!(hits.len(), 1);
+            continue;
+        }
+        hits.sort();
+        let hits: Vec<(&str, &str)> = hits.iter().map(|(s, p)| (s.as_str(), p.as_str())).collect();
+        assert_eq!(hits, expected);
+    }
+    assert_eq!(
+        refused(files.find(find(b"a/b", false, 0)).await.map(|_| ())).0,
+        Code::InvalidArgument
+    );
+}
+
+fn restore(overwrite: bool, dry_run: bool) -> RestoreRequest {
+    let path = RestorePath { source: b"/docs".to_vec(), destination: vec![] };
+    RestoreRequest {
+        dataset: "web".into(),
+        snapshot: "s1".into(),
+        paths: vec![path],
+        overwrite,
+        dry_run,
+        ..Default::default()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restore_is_planned_done_and_watched() {
+    let (server, client) = filled().await;
+    let mut watched = client.tasks().watch(WatchRequest::default()).await.unwrap().into_inner();
+
+    let mut files = client.files();
+    let mut answers = files.restore(restore(true, true)).await.unwrap().into_inner();
+    let plan = answers.message().await.unwrap().unwrap().plan.unwrap();
+    // `docs` and all below it: 4 files, 2 links, `sub` and the large file.
+    assert_eq!((plan.objects, plan.existing), (9, 9));
+    assert_eq!(plan.bytes, 6_000_000 + 13 + 3 + 3);
+    assert!(
+        client.tasks().list_tasks(ListTasksRequest {}).await.unwrap().into_inner().tasks.is_empty()
+    );
+
+    let refused_task = client.restore(restore(false, false), |_| {}).await.unwrap().unwrap();
+    assert_eq!(refused_task.outcome(), task::Outcome::Failed, "{refused_task:?}");
+    let mut reports = 0;
+    let done = client.restore(restore(true, false), |_| reports += 1).await.unwrap().unwrap();
+    assert_eq!(done.outcome(), task::Outcome::Done, "{done:?}");
+    // What differs: the file that was changed, and the folders on the way.
+    assert!(reports > 0 && done.bytes == 13 && done.ended.is_some(), "{reports} {done:?}");
+    // The plan read the dataset as it was a moment ago; what was restored is seen all the same.
+    let live = RootName::live("web");
+    assert_eq!(client.read(&live, "/docs/a.txt").await.unwrap(), b"first version");
+
+    let mut tasks = client.tasks();
+    let got = tasks.get_task(GetTaskRequest { id: done.id }).await.unwrap().into_inner();
+    assert_eq!(got, done);
+    assert_eq!(refused(tasks.get_task(GetTaskRequest { id: 999 }).await).0, Code::NotFound);
+    let stopped = tasks.stop_task(StopTaskRequest { id: done.id }).await.unwrap().into_inner();
+    assert_eq!(stopped.outcome(), task::Outcome::Done, "it has ended already");
+    let mut scrubbed = tasks
+        .scrub(ScrubRequest { dataset: "web".into(), ..Default::default() })
+        .await
+        .unwrap()
+        .into_inner();
+    let mut last = None;
+    while let Some(task) = scrubbed.message().await.unwrap() {
+        last = Some(task);
+    }
+    let last = last.unwrap();
+    assert_eq!(last.outcome(), task::Outcome::Done, "{last:?}");
+    assert!(last.bytes > 0 && last.message.contains("no damage"), "{last:?}");
+
+    let (mut ended, mut names) = (0, Vec::new());
+    while ended < 3 {
+        match watched.message().await.unwrap().unwrap().change.unwrap() {
+            Change::Task(task) if task.ended.is_some() => ended += 1,
+            Change::Task(_) | Change::Removed(_) => {}
+            Change::Dataset(dataset) => names.push(dataset.name),
+            Change::Snapshot(snapshot) => names.push(snapshot.name),
+        }
+    }
+    assert!(names.contains(&"web".to_owned()) && names.contains(&"s1".to_owned()), "{names:?}");
+    for (change, code) in [
+        (RestoreRequest { paths: vec![], ..restore(true, false) }, Code::InvalidArgument),
+        (RestoreRequest { snapshot: "s9".into(), ..restore(true, false) }, Code::NotFound),
+    ] {
+        assert_eq!(refused(files.restore(change).await.map(|_| ())).0, code);
+    }
+    let log = server.log();
+    let audited =
+        |what: &str| log.lines().any(|line| line.contains("audit") && line.contains(what));
+    assert!(audited("Restore") && audited("Scrub") && audited("ReadFile"), "{log}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_that_leave_in_the_middle_leave_nothing_open() {
+    let (mut server, client) = filled().await;
+    let mut files = client.files();
+    // More than may be in progress at once.
+    for _ in 0..300 {
+        let request = ReadFileRequest {
+            root: root(),
+            path: b"/docs/sub/large".to_vec(),
+            offset: 0,
+            length: None,
+        };
+        let mut answers = files.read_file(request).await.unwrap().into_inner();
+        answers.message().await.unwrap().unwrap();
+    }
+    assert_eq!(client.read(&snapshot(), "/docs/a.txt").await.unwrap(), b"first version");
+    let ended = server.stop();
+    assert!(ended.success(), "{ended}");
+    let readers = walk(&server.room.path().join("pool/readers"));
+    assert_eq!(readers, Vec::<std::path::PathBuf>::new(), "snapshots stay retained");
+}
+
+fn walk(dir: &std::path::Path) -> Vec<std::path::PathBuf> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(dir).into_iter().flatten() {
+        let path = entry.unwrap().path();
+        if path.is_dir() { found.extend(walk(&path)) } else { found.push(path) }
+    }
+    found
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn calls_have_limits_and_need_a_right() {
+    let (server, client) = filled().await;
+    // A clone takes several writes to the store, each many times as long as its deadline.
+    let late = CreateDatasetRequest {
+        dataset: "late".into(),
+        source: "web@s1".into(),
+        ..Default::default()
+    };
+    let mut late = Request::new(late);
+    late.metadata_mut().insert("grpc-timeout", "1m".parse().unwrap());
+    let refused_late = client.datasets_service().create_dataset(late).await.unwrap_err();
+    // Whoever of the two sees it first ends the call.
+    let codes = [Code::DeadlineExceeded, Code::Cancelled];
+    assert!(codes.contains(&refused_late.code()), "{refused_late}");
+    // A stream that has no end of its own ends at its deadline, which the server keeps.
+    let mut watch = Request::new(WatchRequest::default());
+    watch.metadata_mut().insert("grpc-timeout", "2S".parse().unwrap());
+    let mut watched = client.tasks().watch(watch).await.unwrap().into_inner();
+    let ended = loop {
+        match watched.message().await {
+            Ok(told) => assert!(told.is_some(), "it ended without a status"),
+            Err(status) => break status,
+        }
+    };
+    assert_eq!(ended.code(), Code::DeadlineExceeded, "{ended}");
+    let long = FindRequest { pattern: vec![b'a'; 2 << 20], ..Default::default() };
+    let too_long = client.files().find(long).await.map(|_| ()).unwrap_err();
+    assert_eq!(too_long.code(), Code::OutOfRange, "{too_long}");
+
+    let at = format!("http://{}", server.admin);
+    let nobody = Client::connect(&at, None).await.unwrap();
+    assert_eq!(nobody.pools().await.unwrap_err().code(), Some(Code::Unauthenticated));
+    let wrong = Client::connect(&at, Some("zerofs_wrong")).await.unwrap();
+    assert_eq!(wrong.pools().await.unwrap_err().code(), Some(Code::Unauthenticated));
+    let as_role = async |role: &str| Client::connect(&at, Some(server.token(role))).await.unwrap();
+    let viewer = as_role("viewer").await;
+    assert_eq!(viewer.list(&snapshot(), "/").await.unwrap().len(), 1);
+    let denied = viewer.read(&snapshot(), "/docs/a.txt").await.unwrap_err();
+    assert_eq!(denied.code(), Some(Code::PermissionDenied), "{denied}");
+    let reader = as_role("reader").await;
+    assert_eq!(reader.read(&snapshot(), "/docs/a.txt").await.unwrap(), b"first version");
+    let denied = reader.take_snapshot("", "web", "no").await.unwrap_err();
+    assert_eq!(denied.code(), Some(Code::PermissionDenied), "{denied}");
+    let denied = reader.restore(restore(true, false), |_| {}).await.unwrap_err();
+    assert_eq!(denied.code(), Some(Code::PermissionDenied), "{denied}");
+    let restorer = as_role("restorer").await;
+    restorer.take_snapshot("", "web", "yes").await.unwrap();
+    let new = CreateDatasetRequest { dataset: "x".into(), ..Default::default() };
+    let denied = restorer.datasets_service().create_dataset(new).await;
+    assert_eq!(refused(denied).0, Code::PermissionDenied);
+    // Files that no client of this test wrote are not on the way of its end.
+    let (nfs, top) = server.client().await;
+    write(&nfs, &top, b"last", b"x").await;
+}

@@ -1,0 +1,22 @@
+//! The administration interface, as clients use it: a real server, real connections.
+
+// As the library: an open volume is a deep type.
+#![recursion_limit = "256"]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
+mod browsing;
+mod command_breaks;
+mod command_line;
+mod files;
+mod grpc;
+mod grpc_changes;
+mod http;
+mod limits;
+mod login;
+mod objects;
+mod policies;
+mod server;
+#[path = "../support/setup.rs"]
+#[allow(dead_code, reason = "shared with other tests")]
+mod setup;
+mod tls;
