@@ -46,7 +46,9 @@ impl ChannelParts {
             Ok(listener) => Some(listener),
             Err(error) if error.kind() == ErrorKind::AddrInUse && config.listen.port() != 0 => None,
             Err(error) => {
-                return Err(error).context(format!("channel.listen {}", config.listen));
+                let at = config.listen;
+                let next = "free the port, or change channel.listen";
+                return Err(error).context(format!("channel.listen {at}: {next}"));
             }
         };
         let bound = listener.as_ref().map(TcpListener::local_addr).transpose()?;
@@ -54,8 +56,8 @@ impl ChannelParts {
         let ip = config.address.unwrap_or(listen.ip());
         if ip.is_unspecified() {
             bail!(
-                "channel.listen {listen} is on every address of this machine: say by \
-                 --channel-address at which of them other nodes reach it"
+                "channel.listen {listen} is on every address of this machine: set channel.address \
+                 (or --channel-address of `node`) to the one at which other nodes reach it"
             );
         }
         let (node, session) = (volumes.settings().node.clone(), volumes.settings().session);

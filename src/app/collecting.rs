@@ -17,7 +17,7 @@ const GATHER: Duration = Duration::from_secs(5);
 /// Time that a collection after a deletion waits for another process's.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Interval at which a process whose turn it is checks whether the previous collector is alive.
-const LOOK: Duration = Duration::from_secs(5);
+const POLL_INTERVAL: Duration = Duration::from_secs(5);
 
 /// The reason why a collection is due.
 #[derive(Clone, Copy, Debug)]
@@ -128,7 +128,7 @@ async fn unless_another(collector: &mut Collector) -> Result<Option<Collected>, 
         match turn {
             ExclusiveCollection::Done(done) => return Ok(Some(done)),
             // Its claim changes while it is alive, and expires when it is not.
-            ExclusiveCollection::HeldBy(_) => tokio::time::sleep(LOOK).await,
+            ExclusiveCollection::HeldBy(_) => tokio::time::sleep(POLL_INTERVAL).await,
         }
     }
 }

@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 const FIRST_LOOK: Duration = Duration::from_secs(60);
 /// … and the next ones, for datasets that failed or moved away since. A pass makes requests only
 /// for journals without an open volume.
-const LOOK_AGAIN: Duration = Duration::from_secs(3600);
+const POLL_INTERVAL: Duration = Duration::from_secs(3600);
 
 /// Runs until stopped.
 pub async fn run(pools: Pools, volumes: Volumes, stop: CancellationToken) {
@@ -21,7 +21,7 @@ pub async fn run(pools: Pools, volumes: Volumes, stop: CancellationToken) {
             () = stop.cancelled() => return,
             () = tokio::time::sleep(wait) => {}
         }
-        wait = LOOK_AGAIN;
+        wait = POLL_INTERVAL;
         for pool in pools.iter() {
             if let Err(error) = volumes.remove_obsolete_journals(&pool.catalog).await {
                 tracing::info!(

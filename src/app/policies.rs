@@ -12,7 +12,7 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 /// Between looks at the clock: a slot is done this much late at most.
-const LOOK: Duration = Duration::from_secs(10);
+const POLL_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Runs the policies of every pool that is open, until stopped.
 pub async fn run(
@@ -25,7 +25,7 @@ pub async fn run(
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
-            () = tokio::time::sleep(LOOK) => {}
+            () = tokio::time::sleep(POLL_INTERVAL) => {}
         }
         let pools: Vec<Pool> = controller.pools().iter().cloned().collect();
         for pool in pools {

@@ -143,8 +143,13 @@ impl FolderStore {
         };
         let payload =
             GetResultPayload::Stream(futures::stream::once(async move { Ok(bytes) }).boxed());
-        let (attributes, extensions) = Default::default();
-        Some(GetResult { payload, meta, range, attributes, extensions })
+        Some(GetResult {
+            payload,
+            meta,
+            range,
+            attributes: Default::default(),
+            extensions: Default::default(),
+        })
     }
 
     async fn create(&self, at: &Path, payload: &PutPayload, mark: Option<String>) -> Result<Put> {

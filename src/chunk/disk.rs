@@ -42,7 +42,7 @@ const TURN_LIMIT: Duration = Duration::from_millis(50);
 /// More than there are fills at once.
 const FILLS_MAX: u32 = 1 << 16;
 /// Time between two looks at the disk's free space.
-const LOOK: Duration = Duration::from_secs(10);
+const POLL_INTERVAL: Duration = Duration::from_secs(10);
 /// Folders within each other that a start looks into; the names of packs have fewer.
 const DEPTH_MAX: u32 = 8;
 /// The unit of `st_blocks`.
@@ -315,7 +315,7 @@ impl DiskCache {
 /// Gives the disk back what others need of it, for as long as the cache is in use.
 async fn give_back(cache: std::sync::Weak<DiskCache>) {
     loop {
-        tokio::time::sleep(LOOK).await;
+        tokio::time::sleep(POLL_INTERVAL).await;
         let Some(cache) = cache.upgrade() else { return };
         // Cut off when the process ends.
         let _ended = tokio::task::spawn_blocking(move || cache.trim()).await;

@@ -79,8 +79,12 @@ pub(super) struct GroupIndex {
 
 impl GroupIndex {
     pub(super) fn new(bytes: u64) -> Self {
-        let (young, old) = Default::default();
-        Self { young, old, young_bytes: 0, bytes_max: usize::try_from(bytes).unwrap_or(usize::MAX) }
+        Self {
+            young: Default::default(),
+            old: Default::default(),
+            young_bytes: 0,
+            bytes_max: usize::try_from(bytes).unwrap_or(usize::MAX),
+        }
     }
 
     pub(super) fn get(&mut self, chunk: &ChunkHash, wanted: Range<usize>) -> Option<Groups> {

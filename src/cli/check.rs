@@ -181,7 +181,7 @@ async fn check_or_repair(
             )
             .await?;
             let again = check_dataset(opened, dataset, stop).await?;
-            Ok(again.map(|again| Checked { repaired: repaired.mended, ..again }))
+            Ok(again.map(|again| Checked { repaired: repaired.repaired, ..again }))
         }
         found => Ok(found),
     }
@@ -306,7 +306,7 @@ async fn check_reader(
     let packs = packs(opened).await?;
     let missing_packs: Vec<String> =
         referenced.iter().filter(|pack| !packs.contains(pack)).map(ToString::to_string).collect();
-    let (clean, repairable) = (report.is_clean() && missing_packs.is_empty(), report.mends.len());
+    let (clean, repairable) = (report.is_clean() && missing_packs.is_empty(), report.repairs.len());
     Ok(Checked { what, clean, report, missing_packs, repairable, repaired: 0 })
 }
 

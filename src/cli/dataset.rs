@@ -17,7 +17,7 @@ use crate::admin::grpc::proto;
 use crate::app;
 use crate::catalog::{Dataset, Form, Properties};
 use crate::control::browse::{Names, NewSnapshot, Root, dataset_name, split_snapshot};
-use crate::control::{Journal, NewVolume, Source};
+use crate::control::{NewVolume, ReleaseMode, Source};
 use crate::types::{ByteSize, Class, SnapshotHandle, VolumeHandle};
 use std::collections::BTreeMap;
 
@@ -41,8 +41,8 @@ pub fn run(command: DatasetCommand) -> anyhow::Result<()> {
             DatasetCommand::Expand { name, size, common } => expand(&name, size, &common).await,
             DatasetCommand::Set(args) => properties::set(args).await,
             DatasetCommand::Release { name, force, common } => {
-                let journal = if force { Journal::GivenUp } else { Journal::MayHoldMore };
-                release(&name, journal, &common).await
+                let mode = if force { ReleaseMode::Force } else { ReleaseMode::IfIdle };
+                release(&name, mode, &common).await
             }
             DatasetCommand::Snapshot(args) => Box::pin(snapshot(args)).await,
             DatasetCommand::ListSnapshots { dataset, common } => {
@@ -275,10 +275,10 @@ async fn expand(name: &str, size: ByteSize, common: &Common) -> anyhow::Result<(
     }
 }
 
-async fn release(name: &str, journal: Journal, common: &Common) -> anyhow::Result<()> {
+async fn release(name: &str, mode: ReleaseMode, common: &Common) -> anyhow::Result<()> {
     let opened = common.place.pool_itself().await?;
     let handle = opened.browser.handle(&opened.browser.dataset(name).await?);
-    let from = opened.controller.release_volume(handle, journal).await?;
+    let from = opened.controller.release_volume(handle, mode).await?;
     let report = serde_json::json!({ "released": name, "from": from });
     common.output.print(&report, |_| match &from {
         Some(node) => format!("released dataset {name} from node {node}\n"),

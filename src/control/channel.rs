@@ -74,8 +74,14 @@ impl Channel {
         address: Option<SocketAddr>,
         key: KeySha256,
     ) -> Self {
-        let (published, withdrawn) = Default::default();
-        Self { node, session, address, key, published, withdrawn }
+        Self {
+            node,
+            session,
+            address,
+            key,
+            published: Default::default(),
+            withdrawn: Default::default(),
+        }
     }
 
     /// Makes the channel known in a pool, unless it is; again when its object is old.

@@ -19,7 +19,7 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 /// Interval at which the volumes are looked at, in memory.
-const LOOK: Duration = Duration::from_secs(5);
+const POLL_INTERVAL: Duration = Duration::from_secs(5);
 /// Most reports that wait for the store.
 const PENDING_MAX: usize = 256;
 
@@ -29,7 +29,7 @@ pub async fn report_damage(pools: Pools, volumes: Volumes, stop: CancellationTok
     let mut reporter = Reporter { pools, volumes, pending: HashMap::new(), known: HashSet::new() };
     let reporting = async {
         loop {
-            if let Ok(Ok(lost)) = tokio::time::timeout(LOOK, losses.recv()).await {
+            if let Ok(Ok(lost)) = tokio::time::timeout(POLL_INTERVAL, losses.recv()).await {
                 reporter.lost(&lost);
             }
             reporter.look();

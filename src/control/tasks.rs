@@ -113,9 +113,15 @@ impl Default for Tasks {
 impl Tasks {
     /// `stop`: asks every task to stop.
     pub fn new(stop: CancellationToken) -> Self {
-        let (kept, work) = Default::default();
         let changes = watch::Sender::new(0);
-        Self { inner: Arc::new(Inner { kept, changes, work, stop }) }
+        Self {
+            inner: Arc::new(Inner {
+                kept: Default::default(),
+                changes,
+                work: Default::default(),
+                stop,
+            }),
+        }
     }
 
     /// Registers a task that begins now.

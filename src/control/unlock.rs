@@ -68,8 +68,14 @@ impl Unlocker {
             Some(path) => Some(RunDir::open(path)?),
             None => None,
         };
-        let (known, places) = Default::default();
-        let unlocker = Self { pools, openers, default, run_dir, known, places };
+        let unlocker = Self {
+            pools,
+            openers,
+            default,
+            run_dir,
+            known: Default::default(),
+            places: Default::default(),
+        };
         for name in unlocker.openers.keys() {
             unlocker.pools.not_yet(
                 name,

@@ -3,20 +3,20 @@
 //!
 //! ```text
 //!            MNT, or a call with a handle               no call for `exportIdle`
-//!  parked ───────────────────────────────▶ open ───────────────────────────────────▶ parked
+//!  closed ───────────────────────────────▶ open ───────────────────────────────────▶ closed
 //! ```
-//! A **parked** dataset is closed and released, so that it can be deleted, or opened elsewhere. Its
+//! A **closed** dataset is closed and released, so that it can be deleted, or opened elsewhere. Its
 //! handles stay valid: clients that have mounted it send no MNT again, so a call on a handle opens
 //! it, and waits. For the same reason the datasets that this node owns are opened at start, and
-//! every released dataset counts as parked then.
+//! every released dataset counts as closed then.
 //!
 //! An export is idle by the time of its last call, which is written *before* the call looks the
-//! export up: a call that finds it before it is parked is seen by the task that parks it.
+//! export up: a call that finds it before it is closed is seen by the task that closes it.
 //!
-//! A snapshot, or a dataset that is one, has no owner and is never parked: only the process's
+//! A snapshot, or a dataset that is one, has no owner and is never closed: only the process's
 //! snapshot readers have it open, which are closed when they are idle.
 //!
-//! A volume that is also staged through CSI is in use, and not parked. Its mount outlives this
+//! A volume that is also staged through CSI is in use, and not closed. Its mount outlives this
 //! process, so it is reopened, closed and released by the node's use cases alone; after a restart
 //! its handles are stale here until it is mounted again.
 
@@ -44,7 +44,7 @@ mod tests;
 
 /// Volumes opened at once after a restart.
 const REOPENS_AT_ONCE: usize = 8;
-/// Pause between attempts to open a parked dataset for the calls that wait for it.
+/// Pause between attempts to open a closed dataset for the calls that wait for it.
 const REOPEN_MIN: Duration = Duration::from_millis(500);
 const REOPEN_MAX: Duration = Duration::from_secs(15);
 /// Time that a client or a call waits for a dataset that another node owns: its lease, and some
@@ -53,7 +53,7 @@ const TAKE_LIMIT: Duration = Duration::from_secs(100);
 /// Another node that asks for a dataset gets it once no client here has used it for this long.
 const HAND_OVER_IDLE: Duration = Duration::from_secs(30);
 /// Number of checks of the exports within the idle time.
-const LOOKS: u32 = 4;
+const POLLS_PER_IDLE: u32 = 4;
 
 /// Returns whether a dataset is staged through CSI, or was by an earlier run and is being reopened.
 pub type IsStaged = Box<dyn Fn(DatasetId) -> bool + Send + Sync>;
@@ -69,7 +69,7 @@ pub struct Exports {
     opened: Mutex<HashMap<DatasetId, Arc<Used>>>,
     /// The same by the id in handles.
     used: RwLock<HashMap<ExportId, Arc<Used>>>,
-    parked: Mutex<HashMap<ExportId, DatasetId>>,
+    closed: Mutex<HashMap<ExportId, DatasetId>>,
     /// Snapshots that existed at the start, and those mounted since.
     snapshots: Mutex<HashMap<ExportId, SnapshotId>>,
     started: Instant,
@@ -97,13 +97,13 @@ impl Exports {
             registry: Registry::default(),
             opened: Mutex::default(),
             used: RwLock::default(),
-            parked: Mutex::default(),
+            closed: Mutex::default(),
             snapshots: Mutex::default(),
             started: Instant::now(),
         });
         exports.watch_losses();
         exports.clone().reopen().await?;
-        tokio::spawn(exports.clone().park_idle(idle, stop));
+        tokio::spawn(exports.clone().close_idle(idle, stop));
         Ok(exports)
     }
 
@@ -133,7 +133,7 @@ impl Exports {
                 }
                 Some(_) => {}
                 None => {
-                    self.parked.lock().insert(export_id(dataset.id()), dataset.id());
+                    self.closed.lock().insert(export_id(dataset.id()), dataset.id());
                 }
             }
         }
@@ -207,7 +207,7 @@ impl Exports {
         pool: &Pool,
         id: DatasetId,
     ) -> Result<Arc<Export<ExportedFs>>, ControlError> {
-        // Held until the export is registered, so that it is not parked meanwhile.
+        // Held until the export is registered, so that it is not closed meanwhile.
         let volume = takeover::open(pool, &self.volumes, &self.carriers, id, TAKE_LIMIT).await?;
         let export = Export::new(export_id(id), volume.exported.clone(), volume.handle_key);
         if volume.is_owned() {
@@ -215,17 +215,17 @@ impl Exports {
             self.used.write().insert(export.id, used.clone());
             self.opened.lock().insert(id, used);
         }
-        self.parked.lock().remove(&export.id);
+        self.closed.lock().remove(&export.id);
         self.registry.republish(export.clone());
         drop(volume);
         Ok(export)
     }
 
-    async fn park_idle(self: Arc<Self>, idle: Duration, stop: CancellationToken) {
+    async fn close_idle(self: Arc<Self>, idle: Duration, stop: CancellationToken) {
         loop {
             tokio::select! {
                 () = stop.cancelled() => return,
-                () = tokio::time::sleep(idle / LOOKS) => {}
+                () = tokio::time::sleep(idle / POLLS_PER_IDLE) => {}
             }
             let idle_millis = u64::try_from(idle.as_millis()).unwrap_or(u64::MAX);
             let since = self.now().saturating_sub(idle_millis);
@@ -235,7 +235,7 @@ impl Exports {
                 let last = used.0.load(Ordering::SeqCst);
                 if last < since {
                     // A failure is logged already.
-                    let _closing = self.park(id, &used, last).await;
+                    let _closing = self.close_unused(id, &used, last).await;
                 }
             }
         }
@@ -246,7 +246,7 @@ impl Exports {
         let Some(used) = self.opened.lock().get(&id).cloned() else {
             let closing = self.volumes.close_for(id, CloseReason::Unused).await;
             if matches!(closing, Ok(Closing::Closed)) {
-                self.park_closed(id);
+                self.note_closed(id);
             }
             return closing;
         };
@@ -254,16 +254,16 @@ impl Exports {
         if u128::from(self.now().saturating_sub(last)) < idle {
             return Ok(Closing::InUse);
         }
-        self.park(id, &used, last).await
+        self.close_unused(id, &used, last).await
     }
 
     /// A client may have mounted the dataset while it was being closed: the next call opens it
     /// again.
-    fn park_closed(&self, id: DatasetId) {
+    fn note_closed(&self, id: DatasetId) {
         let export = export_id(id);
         if self.volumes.get(id).is_none() && matches!(self.registry.find(export), Found::Open(_)) {
-            // This comes first, as in `park`.
-            self.parked.lock().insert(export, id);
+            // This comes first, as in `close_unused`.
+            self.closed.lock().insert(export, id);
             self.registry.remove(export);
             self.opened.lock().remove(&id);
             self.used.write().remove(&export);
@@ -272,13 +272,18 @@ impl Exports {
 
     /// Closes and releases an export, unless a call arrives meanwhile, or the volume has another
     /// user.
-    async fn park(&self, id: DatasetId, used: &Used, last: u64) -> Result<Closing, VolumeError> {
-        // This comes first: a call that does not find it open must find it parked, and opens it
+    async fn close_unused(
+        &self,
+        id: DatasetId,
+        used: &Used,
+        last: u64,
+    ) -> Result<Closing, VolumeError> {
+        // This comes first: a call that does not find it open must find it closed, and opens it
         // again, which waits for the close below.
-        self.parked.lock().insert(export_id(id), id);
+        self.closed.lock().insert(export_id(id), id);
         let Some(export) = self.registry.remove(export_id(id)) else {
             // Lost.
-            self.parked.lock().remove(&export_id(id));
+            self.closed.lock().remove(&export_id(id));
             self.opened.lock().remove(&id);
             return Ok(Closing::InUse);
         };
@@ -289,7 +294,7 @@ impl Exports {
         };
         match &closing {
             Ok(Closing::InUse) => {
-                self.parked.lock().remove(&export.id);
+                self.closed.lock().remove(&export.id);
                 self.registry.publish(export);
                 return closing;
             }
@@ -299,7 +304,7 @@ impl Exports {
                     "closed the idle dataset; the next call opens it"
                 );
             }
-            // The dataset stays parked: a call first completes the close, and then opens the
+            // The dataset stays closed: a call first completes the close, and then opens the
             // dataset again (R33).
             Err(error) => {
                 tracing::warn!(
@@ -327,7 +332,7 @@ impl Exports {
             Found::Unknown => {}
             found => return found,
         }
-        let dataset = self.parked.lock().remove(&id).map(Named::Dataset);
+        let dataset = self.closed.lock().remove(&id).map(Named::Dataset);
         let snapshot = || self.snapshots.lock().get(&id).copied().map(Named::Snapshot);
         let Some(what) = dataset.or_else(snapshot) else { return Found::Unknown };
         let Some(pool) = self.pool().cloned() else { return Found::Unknown };
@@ -364,8 +369,8 @@ impl Exports {
         if has_new_owner {
             self.registry.lose(export);
         } else {
-            // This comes first: a call that does not find it open must find it parked.
-            self.parked.lock().insert(export, id);
+            // This comes first: a call that does not find it open must find it closed.
+            self.closed.lock().insert(export, id);
             self.registry.remove(export);
         }
         self.opened.lock().remove(&id);
@@ -382,7 +387,7 @@ impl Exports {
     /// Flushes, closes and releases the datasets opened here. Returns the first failure after
     /// having tried all.
     pub async fn close(&self, limit: Duration) -> Result<(), VolumeError> {
-        self.parked.lock().clear();
+        self.closed.lock().clear();
         let opened: Vec<DatasetId> = self.opened.lock().drain().map(|(id, _)| id).collect();
         for id in &opened {
             self.registry.remove(export_id(*id));

@@ -91,10 +91,10 @@ impl Serving {
     }
 
     /// Parks the dataset as if its idle time had passed.
-    async fn park(&self) -> Result<Closing, VolumeError> {
+    async fn close_unused(&self) -> Result<Closing, VolumeError> {
         let used = self.exports.opened.lock().get(&self.id).cloned().unwrap();
         let last = used.0.load(Ordering::SeqCst);
-        self.exports.park(self.id, &used, last).await
+        self.exports.close_unused(self.id, &used, last).await
     }
 
     /// The export that a call with an earlier handle finds, once it has waited.
@@ -132,7 +132,7 @@ fn an_idle_close_that_fails_makes_its_clients_wait_and_no_handle_stale() {
             create(&first, "early").await;
             for file in ["once", "twice"] {
                 failpoints.set(step, "1*return->off").unwrap();
-                assert!(serving.park().await.is_err(), "{step}");
+                assert!(serving.close_unused().await.is_err(), "{step}");
                 let export = serving.found().await;
                 assert!(
                     !Arc::ptr_eq(&export, &first),

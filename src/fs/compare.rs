@@ -108,15 +108,15 @@ pub struct Comparison<'a> {
 /// Reports every difference, in no particular order.
 ///
 /// # Errors
-/// Errors of reading the rows, and those that `tell` returns.
+/// Errors of reading the rows, and those that `each` returns.
 pub async fn compare<E: From<FsError>>(
     before: &SnapshotFs,
     after: &SnapshotFs,
-    mut tell: impl FnMut(Found) -> Result<(), E>,
+    mut each: impl FnMut(Found) -> Result<(), E>,
 ) -> Result<(), E> {
     let mut comparison = Comparison::new(before, after).await?;
     while let Some(found) = comparison.next().await? {
-        tell(found)?;
+        each(found)?;
     }
     Ok(())
 }
@@ -124,8 +124,15 @@ pub async fn compare<E: From<FsError>>(
 impl<'a> Comparison<'a> {
     /// Begins with the root directories.
     pub async fn new(before: &'a SnapshotFs, after: &'a SnapshotFs) -> Result<Self, FsError> {
-        let (stack, taken, put, found) = Default::default();
-        let mut all = Self { before, after, stack, taken, put, waiting: 0, found };
+        let mut all = Self {
+            before,
+            after,
+            stack: Default::default(),
+            taken: Default::default(),
+            put: Default::default(),
+            waiting: 0,
+            found: Default::default(),
+        };
         let (old, new) = (before.root_inode(), after.root_inode());
         let root: Arc<[u8]> = Arc::from(&b"/"[..]);
         all.changed(&root, (&old.row, &new.row)).await?;

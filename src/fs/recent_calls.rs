@@ -38,8 +38,14 @@ struct Answered {
 impl<V> RecentCalls<V> {
     /// `max`: at least one.
     pub fn new(max: usize) -> Self {
-        let (calls, clients, by_count, by_age) = Default::default();
-        Self { max, calls, clients, by_count, by_age, next_seq: 0 }
+        Self {
+            max,
+            calls: Default::default(),
+            clients: Default::default(),
+            by_count: Default::default(),
+            by_age: Default::default(),
+            next_seq: 0,
+        }
     }
 
     pub fn get(&self, id: &CallId) -> Option<&V> {

@@ -205,10 +205,18 @@ impl Fs {
         let path = shown(&route.to);
         let packs = view.packs().await.map_err(at(&path))?;
         let _pin = self.committer.pin(packs);
-        let (links, into, left_out) = Default::default();
         let (overwrite, to, walk) = (route.overwrite, path.clone(), Walk::new(view));
-        let mut restore =
-            Restore { fs: self, view, overwrite, progress, links, to, walk, into, left_out };
+        let mut restore = Restore {
+            fs: self,
+            view,
+            overwrite,
+            progress,
+            links: Default::default(),
+            to,
+            walk,
+            into: Default::default(),
+            left_out: Default::default(),
+        };
         let done = restore.all(route).await;
         // Also covers what was done before an error: the snapshot may be released when this
         // returns.

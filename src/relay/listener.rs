@@ -146,8 +146,15 @@ impl Listener {
         requests: Arc<RequestServer>,
     ) -> Result<Self, IdentityError> {
         let acceptor = TlsAcceptor::from(identity.server()?);
-        let (known, peers, greeting) = Default::default();
-        let state = State { acceptor, pools, datasets, requests, known, peers, greeting };
+        let state = State {
+            acceptor,
+            pools,
+            datasets,
+            requests,
+            known: Default::default(),
+            peers: Default::default(),
+            greeting: Default::default(),
+        };
         Ok(Self(Arc::new(state)))
     }
 

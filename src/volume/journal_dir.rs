@@ -18,7 +18,7 @@ use std::time::Duration;
 
 const FILE: &str = "directory-id";
 /// Polling interval of the heartbeats of an owner that may be alive.
-const LOOK_AGAIN: Duration = Duration::from_secs(2);
+const POLL_INTERVAL: Duration = Duration::from_secs(2);
 /// An id is 26 characters.
 const BYTES_MAX: u64 = 64;
 
@@ -88,7 +88,7 @@ impl Volumes {
             match watch.look().await? {
                 Verdict::Expired(expired) => return Ok(Some(expired)),
                 Verdict::NotExpired { .. } if watch.saw_heartbeat() => return Ok(None),
-                Verdict::NotExpired { wait } => tokio::time::sleep(wait.min(LOOK_AGAIN)).await,
+                Verdict::NotExpired { wait } => tokio::time::sleep(wait.min(POLL_INTERVAL)).await,
             }
         }
     }

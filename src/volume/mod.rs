@@ -87,7 +87,7 @@ pub enum VolumeError {
     Creating { dataset: String },
     #[error(
         "dataset {dataset}: {max} volumes are open already, which is this process's limit: close \
-         one, or raise volumesMax"
+         one, or raise limits.volumesMax"
     )]
     Full { dataset: String, max: usize },
     #[error("dataset {dataset} was handed over to another process of this node; retry")]

@@ -159,13 +159,12 @@ impl OpenSnapshot {
 impl OpenSnapshots {
     pub(super) fn new(settings: VolumeSettings) -> Self {
         let permits = Arc::new(Semaphore::new(OPEN_MAX));
-        let (slots, maintenance) = Default::default();
         Self {
             inner: Arc::new(Inner {
                 settings,
-                slots,
+                slots: Default::default(),
                 permits,
-                maintenance,
+                maintenance: Default::default(),
                 started: Instant::now(),
             }),
         }

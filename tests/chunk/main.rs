@@ -2,7 +2,6 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
-mod books;
 mod caches;
 mod damage;
 mod format;
@@ -10,6 +9,7 @@ mod local;
 mod packing;
 mod reads;
 mod rewriting;
+mod settling;
 
 use bytes::Bytes;
 use std::sync::LazyLock;

@@ -1,4 +1,4 @@
-//! `check` finds every damage of a row, and `--repair` mends what follows from the rest, through
+//! `check` finds every damage of a row, and `--repair` repairs what follows from the rest, through
 //! deaths at each of its steps; what it may not decide it leaves as it is, and it changes nothing
 //! that a name leads to.
 
@@ -8,7 +8,7 @@ use futures::future::BoxFuture;
 use std::collections::BTreeMap;
 use zerofs_csi::bucket::Bucket;
 use zerofs_csi::fs::api::*;
-use zerofs_csi::fs::check::{Mend, Problem, Report, check, repair};
+use zerofs_csi::fs::check::{Problem, Repair, Report, check, repair};
 use zerofs_csi::fs::db::{Database, Reader};
 use zerofs_csi::fs::key::{self, Key};
 use zerofs_csi::fs::row::{DirEntryRow, Inode, Orphan, Row, TruncationMask};
@@ -139,7 +139,7 @@ async fn first(
     (found.0, found.1.to_vec())
 }
 
-/// Damage that `check --repair` mends.
+/// Damage that `check --repair` repairs.
 fn mendable() -> Vec<(&'static str, Damage)> {
     vec![
         (
@@ -262,7 +262,7 @@ fn dataset(folder: &std::path::Path) -> Dataset {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_follows_from_the_rest_is_mended() {
+async fn what_follows_from_the_rest_is_repaired() {
     for (what, how) in mendable() {
         let folder = tempfile::tempdir().unwrap();
         let mut dataset = dataset(folder.path());
@@ -273,18 +273,18 @@ async fn what_follows_from_the_rest_is_mended() {
             fs.close().await.unwrap();
             (found, report(&dataset).await)
         };
-        assert!(clean.is_clean() && clean.mends.is_empty(), "{what}: {:?}", clean.findings);
+        assert!(clean.is_clean() && clean.repairs.is_empty(), "{what}: {:?}", clean.findings);
         damage(&dataset, &how, &made).await;
         let damaged = report(&dataset).await;
         assert!(!damaged.is_clean(), "{what} goes unnoticed");
-        assert!(!damaged.mends.is_empty(), "{what} is not mended: {:?}", damaged.findings);
+        assert!(!damaged.repairs.is_empty(), "{what} is not repaired: {:?}", damaged.findings);
         let committer = committer(&dataset).await.unwrap();
         let repaired = repair(&committer).await.unwrap();
         committer.close().await.unwrap();
         assert!(
             repaired.after.is_clean(),
-            "{what}, mended by {:?}: {:?}",
-            damaged.mends,
+            "{what}, repaired by {:?}: {:?}",
+            damaged.repairs,
             repaired.after.findings
         );
         assert!(report(&dataset).await.is_clean(), "{what}: in the store too");
@@ -305,8 +305,9 @@ async fn what_only_its_owner_can_decide_is_left_alone() {
         damage(&dataset, &how, &made).await;
         let damaged = report(&dataset).await;
         assert!(!damaged.is_clean(), "{what} goes unnoticed");
-        let deletes = |mend: &Mend| matches!(mend, Mend::Queue(_, Orphan { inode: None, .. }));
-        assert!(!damaged.mends.iter().any(deletes), "{what}: {:?}", damaged.mends);
+        let deletes =
+            |repair: &Repair| matches!(repair, Repair::Queue(_, Orphan { inode: None, .. }));
+        assert!(!damaged.repairs.iter().any(deletes), "{what}: {:?}", damaged.repairs);
         let rows = async |committer: &Committer| {
             let all = committer
                 .scan(bytes::Bytes::from_static(b"D"), bytes::Bytes::from_static(b"Y"), 1000)
@@ -328,10 +329,10 @@ async fn what_only_its_owner_can_decide_is_left_alone() {
     }
 }
 
-/// A repair that is interrupted leaves less to mend, and is finished by the next.
+/// A repair that is interrupted leaves less to repair, and is finished by the next.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_interrupted_repair_is_finished_by_the_next() {
-    for step in ["fs.check.before-mend", "fs.check.mended"] {
+    for step in ["fs.check.before-repair", "fs.check.repaired"] {
         for after in 0..3 {
             let folder = tempfile::tempdir().unwrap();
             let dataset = dataset(folder.path());

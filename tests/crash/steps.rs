@@ -77,17 +77,17 @@ const ELSEWHERE: &[(&str, &str)] = &[
     // A snapshot that is read, and one that is a volume.
     ("control.create.reader", "tests/lifecycle/read_only.rs"),
     ("catalog.reading", "tests/lifecycle/snapdir.rs"),
-    ("catalog.heartbeat.listed", "tests/lifecycle/copied.rs"),
+    ("catalog.heartbeat.listed", "tests/lifecycle/copied_state_dir.rs"),
     ("catalog.reading-ended", "tests/lifecycle/snapdir.rs"),
     ("volume.snapshot.registered", "tests/lifecycle/snapdir.rs"),
     // A clone that would read too many ancestors.
     ("control.create.detached", "tests/history/chains.rs"),
     // A clone whose origin goes; a controller's claim; an owner that is gone for good.
-    ("collect.detach.begin", "tests/lifecycle/standing.rs"),
-    ("collect.detach.whole", "tests/lifecycle/standing.rs"),
-    ("collect.detach.recorded", "tests/lifecycle/standing.rs"),
-    ("fs.db.detach.rewritten", "tests/lifecycle/standing.rs"),
-    ("fs.db.detach.dropped", "tests/lifecycle/standing.rs"),
+    ("collect.detach.begin", "tests/lifecycle/detach.rs"),
+    ("collect.detach.whole", "tests/lifecycle/detach.rs"),
+    ("collect.detach.recorded", "tests/lifecycle/detach.rs"),
+    ("fs.db.detach.rewritten", "tests/lifecycle/detach.rs"),
+    ("fs.db.detach.dropped", "tests/lifecycle/detach.rs"),
     ("volume.maintenance.claimed", "tests/lifecycle/steps.rs"),
     ("control.release.begin", "tests/lifecycle/takeover.rs"),
     ("control.release.revoked", "tests/lifecycle/takeover.rs"),
@@ -103,8 +103,8 @@ const ELSEWHERE: &[(&str, &str)] = &[
     ("chunk.before-rewrite", "tests/lifecycle/rewriting.rs"),
     ("chunk.rewritten", "tests/lifecycle/rewriting.rs"),
     // An administrator's repair.
-    ("fs.check.before-mend", "tests/crash/repair.rs"),
-    ("fs.check.mended", "tests/crash/repair.rs"),
+    ("fs.check.before-repair", "tests/crash/repair.rs"),
+    ("fs.check.repaired", "tests/crash/repair.rs"),
     // A lease that expired.
     ("volume.lease.before-reacquire", "tests/lifecycle/leases.rs"),
     // Collection deletes through the bucket.
@@ -399,7 +399,7 @@ fn a_process_to_be_killed() {
 }
 
 #[test]
-fn a_failure_at_any_step_is_mended_by_repeating_the_call() {
+fn a_failure_at_any_step_is_repaired_by_repeating_the_call() {
     play_all(Death::Failed);
 }
 

@@ -7,7 +7,7 @@
 //! - `ops`: what can happen, drawn from a seed.
 //! - `world`: the pool, the processes that work on it, and their deaths.
 //! - `play`: one history; `work`: its operations, one by one.
-//! - `deleting`, `chains`, `steps`, `slow`, `aimed`, `rewritten`, `seen`: histories that chance
+//! - `deleting`, `chains`, `steps`, `slow`, `directed`, `rewritten`, `seen`: histories that chance
 //!   would not find.
 //!
 //! `HISTORY_SEED` repeats one history; `HISTORIES` and `HISTORY_STEPS` set how much is done,
@@ -15,9 +15,9 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
-mod aimed;
 mod chains;
 mod deleting;
+mod directed;
 #[path = "../support/fault.rs"]
 #[allow(dead_code, reason = "shared with other tests")]
 mod fault;

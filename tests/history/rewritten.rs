@@ -1,7 +1,7 @@
 //! Histories aimed at packs that are rewritten (R12): whoever stores again what is being dropped
 //! of one, or was dropped, stores it anew.
 
-use crate::aimed::{collect, cut, each, held_at, hold, release, volume};
+use crate::directed::{collect, cut, each, held_at, hold, release, volume};
 use crate::model::{Model, Origin};
 use crate::ops::{RECORD, Where};
 use crate::slow::seeds;

@@ -239,7 +239,7 @@ fn a_request_of_one_pool_does_nothing_to_a_volume_of_another() {
         let claim = zerofs_csi::types::ClaimId::random();
         for request in [
             r#""ping""#.to_owned(),
-            r#""refresh""#.to_owned(),
+            r#""apply-properties""#.to_owned(),
             r#"{"mount-group":{"gid":7}}"#.to_owned(),
             r#""detach""#.to_owned(),
             format!(r#"{{"hand-over":{{"claim":"{claim}"}}}}"#),

@@ -5,7 +5,7 @@ use crate::leases::{LEASE, Node, Pool, expires, name, patiently, two_nodes, writ
 use std::sync::Arc;
 use std::time::Duration;
 use zerofs_csi::catalog::{Catalog, RevocationReason};
-use zerofs_csi::control::Journal;
+use zerofs_csi::control::ReleaseMode;
 use zerofs_csi::fs::api::{Caller, CreateHow, FileSystem, SetAttr};
 use zerofs_csi::telemetry::Failpoints;
 use zerofs_csi::types::VolumeHandle;
@@ -260,7 +260,7 @@ fn a_release_by_force_that_comes_late_fences_nobody() {
             let controller = elsewhere.controller.clone();
             let releasing =
                 tokio::spawn(
-                    async move { controller.release_volume(volume, Journal::GivenUp).await },
+                    async move { controller.release_volume(volume, ReleaseMode::Force).await },
                 );
             until_passed(&failpoints, step, 0).await;
             let theirs = later.open(volume).await;
@@ -288,7 +288,7 @@ fn a_journal_that_was_given_up_never_comes_back() {
         create(&open, "unsynced").await;
         let lease = LeaseSettings { clock: Arc::new(Fast(100)), ..LeaseSettings::default() };
         let elsewhere = World::under(b.world.catalog.clone(), "controller-1", None, lease);
-        elsewhere.controller.release_volume(volume, Journal::GivenUp).await.unwrap();
+        elsewhere.controller.release_volume(volume, ReleaseMode::Force).await.unwrap();
         assert_eq!(owner(&b.world.catalog, volume).await, None);
         // The machine comes back: another process, on the same folder of journals.
         open.fs.give_up(zerofs_csi::fs::FsError::Fenced);

@@ -6,7 +6,7 @@ use crate::leases::{LEASE, patiently, two_nodes, write};
 use bytes::Bytes;
 use std::sync::Arc;
 use std::time::Duration;
-use zerofs_csi::control::{Journal, Source};
+use zerofs_csi::control::{ReleaseMode, Source};
 use zerofs_csi::fs::api::{Caller, CreateHow, FileSystem, SetAttr, Stability};
 use zerofs_csi::types::EntryName;
 use zerofs_csi::volume::LeaseSettings;
@@ -122,7 +122,7 @@ fn a_volume_of_a_lost_node_is_released_by_a_retry() {
             let lease = LeaseSettings { clock: Arc::new(Fast(100)), ..LeaseSettings::default() };
             let elsewhere = World::under(later.world.catalog.clone(), "controller-1", None, lease);
             elsewhere.catalog.bucket().failpoints().set(step, "1*return").unwrap();
-            let release = || elsewhere.controller.release_volume(volume, Journal::GivenUp);
+            let release = || elsewhere.controller.release_volume(volume, ReleaseMode::Force);
             release().await.expect_err(step);
             release().await.unwrap_or_else(|error| panic!("{step}: {error}"));
             let record =

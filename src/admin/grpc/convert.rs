@@ -116,16 +116,16 @@ pub(super) fn policy(pool: &str, dataset: &str, shown: ShownPolicy) -> proto::Po
 }
 
 pub(super) fn decision(snapshot: &catalog::Snapshot, verdict: Verdict) -> proto::Decision {
-    use proto::decision::Reason as Told;
+    use proto::decision::Reason as Why;
     let (reason, held_by, rules) = match verdict {
-        Verdict::Delete => (Told::NoRule, String::new(), vec![]),
-        Verdict::Keep(Reason::NotByPolicy) => (Told::NotByPolicy, String::new(), vec![]),
-        Verdict::Keep(Reason::Unfinished) => (Told::Unfinished, String::new(), vec![]),
-        Verdict::Keep(Reason::Held(by)) => (Told::Held, by, vec![]),
-        Verdict::Keep(Reason::AheadOfClock) => (Told::AheadOfClock, String::new(), vec![]),
-        Verdict::Keep(Reason::Rules(rules)) => (Told::Rules, String::new(), rules),
-        Verdict::Keep(Reason::Newest) => (Told::Newest, String::new(), vec![]),
-        Verdict::Keep(Reason::PolicyChanged) => (Told::PolicyChanged, String::new(), vec![]),
+        Verdict::Delete => (Why::NoRule, String::new(), vec![]),
+        Verdict::Keep(Reason::NotByPolicy) => (Why::NotByPolicy, String::new(), vec![]),
+        Verdict::Keep(Reason::Unfinished) => (Why::Unfinished, String::new(), vec![]),
+        Verdict::Keep(Reason::Held(by)) => (Why::Held, by, vec![]),
+        Verdict::Keep(Reason::AheadOfClock) => (Why::AheadOfClock, String::new(), vec![]),
+        Verdict::Keep(Reason::Rules(rules)) => (Why::Rules, String::new(), rules),
+        Verdict::Keep(Reason::Newest) => (Why::Newest, String::new(), vec![]),
+        Verdict::Keep(Reason::PolicyChanged) => (Why::PolicyChanged, String::new(), vec![]),
     };
     proto::Decision {
         snapshot: snapshot.name.to_string(),

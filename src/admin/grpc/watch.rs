@@ -1,7 +1,7 @@
 //! What changes in a process and a pool, for callers who watch.
 //!
-//! Tasks are told at once. Datasets and snapshots may be changed by any process, and the store tells
-//! nobody: their records are read every [`LOOK`], for each watcher.
+//! Tasks are sent at once. Datasets and snapshots may be changed by any process, and the store tells
+//! nobody: their records are read every [`POLL_INTERVAL`], for each watcher.
 
 use super::super::auth::Resource;
 use super::call::Call;
@@ -18,8 +18,8 @@ use tokio::time::Instant;
 use tonic::Status;
 
 /// Interval at which the records of datasets and snapshots are read.
-const LOOK: Duration = Duration::from_secs(15);
-/// Tasks are told no more often.
+const POLL_INTERVAL: Duration = Duration::from_secs(15);
+/// Tasks are sent no more often.
 const PAUSE: Duration = Duration::from_millis(200);
 
 type Changes = mpsc::Sender<Result<WatchResponse, Status>>;
@@ -27,9 +27,9 @@ type Changes = mpsc::Sender<Result<WatchResponse, Status>>;
 /// The caller has gone.
 struct Gone;
 
-/// What a watcher was told last.
+/// What a watcher was sent last.
 #[derive(Default)]
-struct Told {
+struct Sent {
     tasks: HashMap<u64, Task>,
     datasets: HashMap<String, Dataset>,
     snapshots: HashMap<String, Snapshot>,
@@ -37,17 +37,17 @@ struct Told {
 
 /// Tells changes until the caller goes away or an error ends it.
 pub(super) async fn watch(services: Services, call: Call, browser: Browser, to: Changes) {
-    let mut told = Told::default();
+    let mut sent = Sent::default();
     let mut tasks = services.admin.tasks.watch();
     let mut look = Instant::now();
     loop {
         tasks.mark_unchanged();
-        if told.tasks(&services, &call, &to).await.is_err() {
+        if sent.tasks(&services, &call, &to).await.is_err() {
             return;
         }
         if Instant::now() >= look {
-            match told.records(&services, &call, &browser, &to).await {
-                Ok(Ok(())) => look = Instant::now() + LOOK,
+            match sent.records(&services, &call, &browser, &to).await {
+                Ok(Ok(())) => look = Instant::now() + POLL_INTERVAL,
                 Ok(Err(Gone)) => return,
                 Err(error) => {
                     let _gone = to.send(Err(status(&error))).await;
@@ -72,11 +72,11 @@ pub(super) fn resource(task: &control::Task) -> Resource {
     }
 }
 
-async fn tell(to: &Changes, change: Change) -> Result<(), Gone> {
+async fn send(to: &Changes, change: Change) -> Result<(), Gone> {
     to.send(Ok(WatchResponse { change: Some(change) })).await.map_err(|_| Gone)
 }
 
-impl Told {
+impl Sent {
     async fn tasks(&mut self, services: &Services, call: &Call, to: &Changes) -> Result<(), Gone> {
         let now = services.admin.tasks.list();
         self.tasks.retain(|id, _| now.iter().any(|task| task.id == *id));
@@ -87,7 +87,7 @@ impl Told {
             if self.tasks.get(&task.id) != Some(&task) && services.gate.shows(call, &resource).await
             {
                 self.tasks.insert(task.id, task.clone());
-                tell(to, Change::Task(task)).await?;
+                send(to, Change::Task(task)).await?;
             }
         }
         Ok(())
@@ -125,22 +125,22 @@ impl Told {
     ) -> Result<(), Gone> {
         for (name, dataset) in &datasets {
             if self.datasets.get(name) != Some(dataset) {
-                tell(to, Change::Dataset(dataset.clone())).await?;
+                send(to, Change::Dataset(dataset.clone())).await?;
             }
         }
         for (name, snapshot) in &snapshots {
             if self.snapshots.get(name) != Some(snapshot) {
-                tell(to, Change::Snapshot(snapshot.clone())).await?;
+                send(to, Change::Snapshot(snapshot.clone())).await?;
             }
         }
         let gone = self.datasets.keys().filter(|name| !datasets.contains_key(*name));
-        // A writable snapshot is both a dataset and a snapshot, and is told once.
+        // A writable snapshot is both a dataset and a snapshot, and is sent once.
         let gone_too = self
             .snapshots
             .keys()
             .filter(|name| !snapshots.contains_key(*name) && !self.datasets.contains_key(*name));
         for name in gone.chain(gone_too) {
-            tell(to, Change::Removed(name.clone())).await?;
+            send(to, Change::Removed(name.clone())).await?;
         }
         (self.datasets, self.snapshots) = (datasets, snapshots);
         Ok(())

@@ -91,8 +91,14 @@ pub struct Compared {
 
 impl Compared {
     pub fn new(cursor: Cursor, limit: usize) -> Self {
-        let (items, counts) = Default::default();
-        Self { cursor, limit, items, bytes: 0, is_whole: true, counts }
+        Self {
+            cursor,
+            limit,
+            items: Default::default(),
+            bytes: 0,
+            is_whole: true,
+            counts: Default::default(),
+        }
     }
 
     /// Returns false once enough was counted.

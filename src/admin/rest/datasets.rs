@@ -29,7 +29,7 @@ pub struct NewDataset {
     /// The quota.
     size_bytes: Option<u64>,
     quota_inodes: Option<u64>,
-    /// `standard` or `always`; by access modes, if left out.
+    /// `standard`, `always` or `disabled`; by access modes, if left out.
     sync: Option<String>,
     record_bytes: Option<u32>,
     /// `none`, `lz4` or `zstd`.
@@ -166,7 +166,9 @@ fn properties(new: &NewDataset) -> Result<Properties, Problem> {
     let mut properties = Properties { quota_inodes: new.quota_inodes, ..Properties::default() };
     properties.record_bytes = new.record_bytes.unwrap_or(properties.record_bytes);
     if let Some(sync) = &new.sync {
-        let wrong = |_| Problem::invalid(format!("sync: {sync:?} is not `standard` or `always`"));
+        let wrong = |_| {
+            Problem::invalid(format!("sync: {sync:?} is not `standard`, `always` or `disabled`"))
+        };
         properties.sync = Some(sync.parse::<SyncMode>().map_err(wrong)?);
     }
     properties.codec = match new.compression.as_deref() {

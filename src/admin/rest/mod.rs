@@ -75,8 +75,13 @@ pub struct Rest {
 
 impl Rest {
     pub fn new(admin: Arc<Admin>, urls: BTreeMap<String, String>) -> Self {
-        let (spaces, comparisons, troubles) = Default::default();
-        Self { admin, spaces, comparisons, troubles, urls: Arc::new(urls) }
+        Self {
+            admin,
+            spaces: Default::default(),
+            comparisons: Default::default(),
+            troubles: Default::default(),
+            urls: Arc::new(urls),
+        }
     }
 
     fn url_of(&self, pool: &str) -> String {

@@ -198,7 +198,7 @@ impl Troubles {
         let mut found = Vec::new();
         for (session, datasets) in owned.into_iter().take(SESSIONS_MAX) {
             let newest = pool.catalog.node_status(session).await?.newest();
-            let silent_for = self.heard(session, newest, Instant::now());
+            let silent_for = self.unchanged_for(session, newest, Instant::now());
             for dataset in datasets {
                 let Some(owner) = &dataset.owner else { continue };
                 if silent_for < Duration::from_millis(owner.lease_millis) || silent_for.is_zero() {
@@ -219,7 +219,7 @@ impl Troubles {
     }
 
     /// How long the newest heartbeat of a session has been the same, as far as was seen.
-    fn heard(&self, session: SessionId, newest: Option<u64>, now: Instant) -> Duration {
+    fn unchanged_for(&self, session: SessionId, newest: Option<u64>, now: Instant) -> Duration {
         let mut heartbeats = self.heartbeats.lock();
         if heartbeats.len() > 2 * SESSIONS_MAX {
             heartbeats.clear();
@@ -241,11 +241,18 @@ mod tests {
         let (troubles, session) = (Troubles::default(), SessionId::random());
         let start = Instant::now();
         let at = |secs| start + Duration::from_secs(secs);
-        let heard = |newest, secs| troubles.heard(session, newest, at(secs)).as_secs();
-        assert_eq!([heard(Some(1), 0), heard(Some(1), 20), heard(Some(2), 30)], [0, 20, 0]);
-        assert_eq!([heard(Some(2), 50), heard(None, 60), heard(None, 70)], [20, 0, 10]);
+        let unchanged_for =
+            |newest, secs| troubles.unchanged_for(session, newest, at(secs)).as_secs();
+        assert_eq!(
+            [unchanged_for(Some(1), 0), unchanged_for(Some(1), 20), unchanged_for(Some(2), 30)],
+            [0, 20, 0]
+        );
+        assert_eq!(
+            [unchanged_for(Some(2), 50), unchanged_for(None, 60), unchanged_for(None, 70)],
+            [20, 0, 10]
+        );
         for _ in 0..3 * SESSIONS_MAX {
-            troubles.heard(SessionId::random(), None, start);
+            troubles.unchanged_for(SessionId::random(), None, start);
         }
         assert!(troubles.heartbeats.lock().len() <= 2 * SESSIONS_MAX + 1);
     }

@@ -20,7 +20,7 @@ pub struct HandoverListener {
     listener: UnixListener,
     /// The reason why the last process was refused, and when that was logged: it asks again and
     /// again.
-    told: Mutex<Option<(String, Instant)>>,
+    warned: Mutex<Option<(String, Instant)>>,
 }
 
 /// A process that is ready to take over.
@@ -35,17 +35,17 @@ impl HandoverListener {
     /// # Errors
     /// When the socket cannot be made.
     pub fn bind(state: &StateDir) -> std::io::Result<Self> {
-        Ok(Self { listener: channel::listen(state.path())?, told: Mutex::default() })
+        Ok(Self { listener: channel::listen(state.path())?, warned: Mutex::default() })
     }
 
-    fn tell(&self, error: &HandoverError) {
-        let (why, mut told) = (error.to_string(), self.told.lock());
-        if told.as_ref().is_none_or(|(last, at)| *last != why || at.elapsed() > COMPLAIN_AGAIN) {
+    fn warn_once(&self, error: &HandoverError) {
+        let (why, mut warned) = (error.to_string(), self.warned.lock());
+        if warned.as_ref().is_none_or(|(last, at)| *last != why || at.elapsed() > COMPLAIN_AGAIN) {
             tracing::warn!(
                 why,
                 "refused a process that asked for a hand-over; this one keeps serving"
             );
-            *told = Some((why, Instant::now()));
+            *warned = Some((why, Instant::now()));
         }
     }
 
@@ -55,7 +55,7 @@ impl HandoverListener {
             match self.listener.accept().await {
                 Ok((stream, _)) => match meet(stream, &fits).await {
                     Ok(successor) => return successor,
-                    Err(error) => self.tell(&error),
+                    Err(error) => self.warn_once(&error),
                 },
                 Err(error) => {
                     tracing::warn!(%error, "cannot accept a hand-over request; retrying");

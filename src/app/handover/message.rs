@@ -152,8 +152,8 @@ impl Message {
         match self {
             Self::Refused { why } => HandoverError::Refused(why.chars().take(SHOWN_MAX).collect()),
             other => {
-                let said = format!("{other:?}").chars().take(SHOWN_MAX).collect::<String>();
-                HandoverError::Unintelligible(format!("{said} instead of {wanted}"))
+                let shown = format!("{other:?}").chars().take(SHOWN_MAX).collect::<String>();
+                HandoverError::Unintelligible(format!("{shown} instead of {wanted}"))
             }
         }
     }

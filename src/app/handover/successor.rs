@@ -24,7 +24,7 @@ const LOCK_AGAIN: Duration = Duration::from_millis(5);
 const ASK_MIN: Duration = Duration::from_secs(2);
 const ASK_MAX: Duration = Duration::from_secs(15);
 /// Between attempts to lock the state folder.
-const LOOK_AGAIN: Duration = Duration::from_millis(50);
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
 /// The right to serve, with everything that came with it.
 pub struct Activation {
@@ -82,7 +82,7 @@ pub async fn wait_until_active(
     stop: &CancellationToken,
 ) -> anyhow::Result<Option<Activation>> {
     let started = Instant::now();
-    let (mut told, mut pause) = ((String::new(), started), ASK_MIN);
+    let (mut warned, mut pause) = ((String::new(), started), ASK_MIN);
     loop {
         if let Some(state) = folder.try_lock()? {
             return Ok(Some(Activation::first(state)));
@@ -96,13 +96,13 @@ pub async fn wait_until_active(
             why += &format!("; pool {pool} is not open yet: {reason}");
         }
         waiting(why.clone());
-        if why != told.0 || told.1.elapsed() > COMPLAIN_AGAIN {
+        if why != warned.0 || warned.1.elapsed() > COMPLAIN_AGAIN {
             tracing::warn!(
                 why,
                 state = %folder.path().display(),
                 "another process keeps serving; retrying the hand-over"
             );
-            told = (why.clone(), Instant::now());
+            warned = (why.clone(), Instant::now());
         }
         if patience.is_some_and(|patience| started.elapsed() > patience) {
             let at = folder.path().display();
@@ -121,7 +121,7 @@ pub async fn wait_until_active(
             }
             tokio::select! {
                 () = stop.cancelled() => return Ok(None),
-                () = tokio::time::sleep(LOOK_AGAIN) => {}
+                () = tokio::time::sleep(POLL_INTERVAL) => {}
             }
         }
     }

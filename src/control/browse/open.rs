@@ -35,7 +35,7 @@ pub const IDLE: Duration = Duration::from_secs(60);
 /// The state of a head that is older than this is read anew.
 const HEAD_AGE_MAX: Duration = Duration::from_secs(3);
 /// Interval at which idle roots are looked for.
-const LOOK: Duration = Duration::from_secs(10);
+const POLL_INTERVAL: Duration = Duration::from_secs(10);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Key {
@@ -335,7 +335,7 @@ fn evict(slots: &mut HashMap<Key, Arc<Slot>>) -> Vec<Arc<Slot>> {
 /// Closes idle roots until none is left, or the browser is gone.
 async fn close_idle(inner: Weak<Inner>) {
     loop {
-        tokio::time::sleep(LOOK).await;
+        tokio::time::sleep(POLL_INTERVAL).await;
         let Some(inner) = inner.upgrade() else { return };
         let mut closed = Vec::new();
         let mut slots = inner.slots.lock();

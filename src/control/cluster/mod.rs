@@ -58,7 +58,7 @@ const LOOK_SOON: Duration = Duration::from_secs(2);
 /// … while a node stays out of service and owns nothing, …
 const LOOK_LATER: Duration = Duration::from_secs(60);
 /// … and while no node is lost.
-const LOOK_NEVER: Duration = Duration::from_secs(24 * 3600);
+const NEVER: Duration = Duration::from_secs(24 * 3600);
 
 /// Returns the configuration to reach the API server from a pod; `None`: this process is not in a
 /// pod, or in one without a ServiceAccount.
@@ -209,7 +209,7 @@ impl Watcher {
     }
 
     fn until_look(&self) -> Duration {
-        self.look_at.map_or(LOOK_NEVER, |at| at.saturating_duration_since(Instant::now()))
+        self.look_at.map_or(NEVER, |at| at.saturating_duration_since(Instant::now()))
     }
 
     async fn look_if_due(&mut self) {

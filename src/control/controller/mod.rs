@@ -16,7 +16,7 @@ mod writable;
 pub use group::GroupInfo;
 pub use properties::PropertyChanges;
 pub(super) use query::within;
-pub use release::Journal;
+pub use release::ReleaseMode;
 pub use writable::writable_name;
 
 use super::collect::{Memory, RewriteThreshold};

@@ -106,7 +106,7 @@ impl Controller {
         };
         pool.step("control.properties.recorded").await?;
         let Some(owner) = owner_of(&after) else { return Ok(after) };
-        let told = self.owners.perform::<()>(pool, &after, &OwnerRequest::Refresh).await;
+        let told = self.owners.perform::<()>(pool, &after, &OwnerRequest::ApplyProperties).await;
         told.map_err(|error| {
             ControlError::Unavailable(format!(
                 "dataset {}: the change is recorded, and node {}, which has it open, did not take \

@@ -25,11 +25,14 @@ const DELETE_PATIENCE: Duration = Duration::from_secs(50);
 /// lease expired, or when the volume is used there again.
 const CLAIMS_MAX: usize = 8;
 
-/// The caller's consent to lose changes that only the owner's journal holds.
+/// How a volume is released.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Journal {
-    MayHoldMore,
-    GivenUp,
+pub enum ReleaseMode {
+    /// Only by an owner that does not use it.
+    IfIdle,
+    /// Also against its owner's will: the caller consents to lose changes that only the owner's
+    /// journal holds.
+    Force,
 }
 
 impl Controller {
@@ -70,17 +73,17 @@ impl Controller {
     /// revocation, or must have stopped: its lease at most.
     ///
     /// # Errors
-    /// [`ControlError::Precondition`] unless its journal is given up: while the owner uses the
+    /// [`ControlError::Precondition`] unless it is forced: while the owner uses the
     /// volume, or does not answer.
     pub async fn release_volume(
         &self,
         volume: VolumeHandle,
-        journal: Journal,
+        mode: ReleaseMode,
     ) -> Result<Option<String>, ControlError> {
         let _lock = self.lock_volume(volume.dataset)?;
         let (pool, dataset) = self.dataset_to_release(volume).await?;
         let Some(owner) = owner_of(&dataset) else {
-            if journal == Journal::GivenUp
+            if mode == ReleaseMode::Force
                 && dataset.owner.as_ref().and_then(unvoided_journal_dir).is_some()
             {
                 finish_release(self.volumes.settings(), &pool.catalog, volume.dataset).await?;
@@ -93,9 +96,9 @@ impl Controller {
                 "volume {name} is open in this process: unmount it, then retry"
             )));
         }
-        match journal {
-            Journal::MayHoldMore => self.request_release(pool, &dataset, owner).await?,
-            Journal::GivenUp => self.release_by_force(pool, &dataset, owner).await?,
+        match mode {
+            ReleaseMode::IfIdle => self.request_release(pool, &dataset, owner).await?,
+            ReleaseMode::Force => self.release_by_force(pool, &dataset, owner).await?,
         }
         Ok(Some(owner.node.clone()))
     }

@@ -45,10 +45,7 @@ impl Controller {
                 dataset.name
             )));
         }
-        let request = match replaced {
-            Replaced::Removed => OwnerRequest::Restore(wanted.clone()),
-            Replaced::KeptBeside => OwnerRequest::RestoreKeeping(wanted.clone()),
-        };
+        let request = OwnerRequest::Restore { wanted: wanted.clone(), replaced };
         self.owners.perform_reporting(pool, &dataset, &request, progress).await
     }
 }

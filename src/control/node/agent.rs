@@ -154,7 +154,6 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
         settings: NodeSettings,
     ) -> Result<Arc<Self>, ControlError> {
         let records = StagedRecords::open(&settings.staged_dir).await?;
-        let (operations, states, presence, stopped) = Default::default();
         let agent = Arc::new(Self {
             mounter,
             endpoints,
@@ -162,10 +161,10 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
             pools,
             settings,
             records,
-            operations,
-            states,
-            presence,
-            stopped,
+            operations: Default::default(),
+            states: Default::default(),
+            presence: Default::default(),
+            stopped: Default::default(),
         });
         agent.watch_losses();
         agent.renew_channel();

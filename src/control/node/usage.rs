@@ -92,7 +92,7 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
         let record = pool.catalog.dataset_by_id(volume.dataset).await?.ok_or_else(missing)?.record;
         within(&record, limit)?;
         match self.volumes.get(volume.dataset) {
-            None => self.tell_owner(pool, &record, &OwnerRequest::Refresh).await?,
+            None => self.tell_owner(pool, &record, &OwnerRequest::ApplyProperties).await?,
             Some(_) => self.volumes.set_quota(&record),
         }
         Ok(record.size.unwrap_or_default())

@@ -61,10 +61,10 @@ impl Local {
                 Ok(OwnerReply::Done)
             }
             OwnerRequest::Detach => Ok(OwnerReply::Detached(volume.fs.detach().await?)),
-            OwnerRequest::Restore(wanted) | OwnerRequest::RestoreKeeping(wanted) => {
+            OwnerRequest::Restore { wanted, replaced } => {
                 let target =
                     Target { dataset: &volume.dataset, fs: &volume.fs, claim: &volume.claim };
-                let done = restore(settings, pool, target, wanted, request.replaced(), progress);
+                let done = restore(settings, pool, target, wanted, *replaced, progress);
                 Ok(OwnerReply::Restored(Box::pin(done).await?))
             }
             // The caller holds the volume.
@@ -101,7 +101,7 @@ impl Local {
                 );
                 Ok(OwnerReply::Done)
             }
-            OwnerRequest::Refresh => {
+            OwnerRequest::ApplyProperties => {
                 if let Some(at) = pool.dataset_by_id(volume.dataset.id()).await? {
                     self.volumes.set_properties(&at.record).await?;
                 }

@@ -282,9 +282,6 @@ mod tests {
             to: "/x".into(),
             overwrite: false,
         };
-        let keeping = OwnerRequest::RestoreKeeping(restore.clone());
-        let text = serde_json::to_string(&keeping).unwrap();
-        assert!(text.starts_with(r#"{"restore-keeping":{"call":""#), "{text}");
         let requests = [
             (
                 OwnerRequest::Checkpoint { snapshot: id(3) },
@@ -299,11 +296,12 @@ mod tests {
             ),
             (OwnerRequest::Detach, r#""detach""#),
             (
-                OwnerRequest::Restore(restore),
+                OwnerRequest::Restore { wanted: restore, replaced: Replaced::KeptBeside },
                 concat!(
                     r#"{"restore":{"call":"aqcaibaeaqcaibaeaqcaibaeaq","snapshot":""#,
                     "aibaeaqcaibaeaqcaibaeaqcai:aeaqcaibaeaqcaibaeaqcaibae-",
-                    r#"aibaeaqcaibaeaqcaibaeaqcai","from":"etc","to":"/x","overwrite":false}}"#
+                    r#"aibaeaqcaibaeaqcaibaeaqcai","from":"etc","to":"/x","overwrite":false,"#,
+                    r#""replaced":"kept-beside"}}"#
                 ),
             ),
             (
@@ -311,7 +309,7 @@ mod tests {
                 r#"{"hand-over":{"claim":"aydambqgaydambqgaydambqgay"}}"#,
             ),
             (OwnerRequest::Ping, r#""ping""#),
-            (OwnerRequest::Refresh, r#""refresh""#),
+            (OwnerRequest::ApplyProperties, r#""apply-properties""#),
             (OwnerRequest::MountGroup { gid: 7 }, r#"{"mount-group":{"gid":7}}"#),
             (OwnerRequest::PrepareFreeze, r#""prepare-freeze""#),
             (

@@ -35,11 +35,10 @@ pub(super) async fn act(
         OwnerRequest::Detach => {
             Ok(OwnerReply::Detached(detach_released(settings, pool, id).await?))
         }
-        OwnerRequest::Restore(wanted) | OwnerRequest::RestoreKeeping(wanted) => {
-            let replaced = request.replaced();
+        OwnerRequest::Restore { wanted, replaced } => {
             let work = async |fs: &Fs, claim: &ActiveClaim| {
                 let target = Target { dataset, fs, claim };
-                restore(settings, pool, target, wanted, replaced, progress).await
+                restore(settings, pool, target, wanted, *replaced, progress).await
             };
             Ok(OwnerReply::Restored(with_released(settings, pool, id, work).await??))
         }
@@ -56,7 +55,7 @@ pub(super) async fn act(
         // Everything is in the store.
         OwnerRequest::PrepareFreeze => Ok(OwnerReply::Done),
         // The dataset has no owner; the next one reads its record.
-        OwnerRequest::HandOver { .. } | OwnerRequest::Ping | OwnerRequest::Refresh => {
+        OwnerRequest::HandOver { .. } | OwnerRequest::Ping | OwnerRequest::ApplyProperties => {
             Ok(OwnerReply::Done)
         }
     }

@@ -13,9 +13,7 @@ use serde::{Deserialize, Serialize};
 #[serde(rename_all = "kebab-case")]
 pub(in crate::control) enum OwnerRequest {
     /// A checkpoint of everything acknowledged, named after the snapshot.
-    Checkpoint {
-        snapshot: Incarnation,
-    },
+    Checkpoint { snapshot: Incarnation },
     /// Make no new use of packs (R12). Done when that is durable.
     Seal {
         #[serde(with = "pack_names")]
@@ -23,40 +21,29 @@ pub(in crate::control) enum OwnerRequest {
     },
     /// Rewrite a clone so that it no longer depends on its origin (R13).
     Detach,
-    Restore(RestoreInPlace),
-    /// As `Restore`, and what it replaces gets another name beside it. A request of its own: an
-    /// older program refuses it, where it would ignore a field.
-    RestoreKeeping(RestoreInPlace),
-    /// Close and release a volume that is not in use there. Void for any other claim (R31).
-    HandOver {
-        claim: ClaimId,
+    Restore {
+        #[serde(flatten)]
+        wanted: RestoreInPlace,
+        replaced: Replaced,
     },
+    /// Close and release a volume that is not in use there. Void for any other claim (R31).
+    HandOver { claim: ClaimId },
     /// Say whether the volume is open there.
     Ping,
-    /// Take over the properties in the dataset's record.
-    Refresh,
+    /// Apply the properties in the dataset's record.
+    ApplyProperties,
     /// Present the volume's files with a group (R28).
-    MountGroup {
-        gid: u32,
-    },
+    MountGroup { gid: u32 },
     /// Write out what the node's mounts and the file system hold, so that a checkpoint during a
     /// freeze has little to do.
     PrepareFreeze,
     /// Begin no change until `Thaw`, or for this long. The asker chooses the token of an open
     /// volume, so that it can end a freeze whose reply was lost.
-    Freeze {
-        token: Incarnation,
-        limit_millis: u32,
-    },
+    Freeze { token: Incarnation, limit_millis: u32 },
     /// As `Checkpoint`, while the freeze is unbroken. Mounts are not synced: their writes wait.
-    CheckpointFrozen {
-        snapshot: Incarnation,
-        freeze: FreezeToken,
-    },
+    CheckpointFrozen { snapshot: Incarnation, freeze: FreezeToken },
     /// End a freeze. Done only if it was unbroken until now.
-    Thaw {
-        freeze: FreezeToken,
-    },
+    Thaw { freeze: FreezeToken },
 }
 
 /// Names one freeze of a dataset.
@@ -77,10 +64,10 @@ impl OwnerRequest {
             Self::Checkpoint { .. } => format!("snapshot of volume {dataset}"),
             Self::Seal { .. } => format!("sealing of packs of volume {dataset}"),
             Self::Detach => format!("detaching of volume {dataset}"),
-            Self::Restore(_) | Self::RestoreKeeping(_) => format!("restore into volume {dataset}"),
+            Self::Restore { .. } => format!("restore into volume {dataset}"),
             Self::HandOver { .. } => format!("hand-over of volume {dataset}"),
             Self::Ping => format!("volume {dataset}"),
-            Self::Refresh => format!("properties of volume {dataset}"),
+            Self::ApplyProperties => format!("properties of volume {dataset}"),
             Self::MountGroup { .. } => format!("group of volume {dataset}"),
             Self::PrepareFreeze
             | Self::Freeze { .. }
@@ -98,15 +85,7 @@ impl OwnerRequest {
     /// Returns whether the caller waits for the end of a long request; otherwise it gets the result
     /// when it makes the request again.
     pub(super) fn is_awaited(&self) -> bool {
-        matches!(self, Self::Restore(_) | Self::RestoreKeeping(_))
-    }
-
-    /// What becomes of the files that it replaces.
-    pub(super) fn replaced(&self) -> Replaced {
-        match self {
-            Self::RestoreKeeping(_) => Replaced::KeptBeside,
-            _ => Replaced::Removed,
-        }
+        matches!(self, Self::Restore { .. })
     }
 
     /// Returns whether it is part of a group snapshot, whose next request follows at once and is

@@ -106,7 +106,8 @@ fn names(TreePath(path): &TreePath) -> Result<Vec<EntryName>, ControlError> {
 }
 
 /// What becomes of the files that a restore replaces.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Replaced {
     Removed,
     /// Each stays under the name of a numbered backup, `NAME.~N`.

@@ -60,8 +60,14 @@ pub struct RequestServer {
 
 impl RequestServer {
     pub fn new(pools: Pools, volumes: Volumes, mounts: Arc<dyn Mounts>) -> Self {
-        let (long, datasets, acting) = Default::default();
-        Self { pools, local: Local { volumes, mounts }, long, datasets, acting, channel: None }
+        Self {
+            pools,
+            local: Local { volumes, mounts },
+            long: Default::default(),
+            datasets: Default::default(),
+            acting: Default::default(),
+            channel: None,
+        }
     }
 
     /// Makes the channel known in the bucket of each pool of which a volume is open.

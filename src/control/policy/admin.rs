@@ -39,7 +39,7 @@ pub struct ShownPolicy {
 /// Time that a run at once waits for another process's, and the interval at which it looks: a
 /// claim that a process left behind expires meanwhile.
 const PATIENCE: Duration = Duration::from_secs(60);
-const LOOK: Duration = Duration::from_secs(2);
+const POLL_INTERVAL: Duration = Duration::from_secs(2);
 
 /// The outcome of running a policy at once.
 #[derive(Clone, Debug, Serialize)]
@@ -240,7 +240,7 @@ impl Controller {
                 let what = format!("the policies of pool {} (run by {node})", pool.name);
                 return Err(ControlError::InProgress { what });
             }
-            tokio::time::sleep(LOOK).await;
+            tokio::time::sleep(POLL_INTERVAL).await;
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Checks extents: their owners, their contents, and their references.
 
-use super::finding::{MENDS_MAX, Mend};
+use super::finding::{REPAIRS_MAX, Repair};
 use super::{Facts, InodePart, Problem, Report, Rows, scan};
 use crate::fs::FsError;
 use crate::fs::api::FileKind;
@@ -46,7 +46,7 @@ pub(super) async fn check(
         let Some((ino, seen)) = owner else {
             known.owned_extents += u64::from(first && orphan);
             // An inode of a later part may own it.
-            if part.whole && !orphan && known.lost.len() < MENDS_MAX {
+            if part.whole && !orphan && known.lost.len() < REPAIRS_MAX {
                 known.lost.insert(data);
             }
             return;
@@ -61,7 +61,7 @@ pub(super) async fn check(
     .await?;
     known.held = part.inodes.values().fold(known.held, |sum, seen| sum.saturating_add(seen.held));
     for (ino, seen) in part.inodes.iter().filter(|(_, seen)| seen.row.allocated != seen.held) {
-        report.mend(Mend::Allocated(*ino, seen.held));
+        report.repair(Repair::Allocated(*ino, seen.held));
         report.add(
             Problem::Allocated,
             format!(
@@ -84,14 +84,14 @@ fn owners(part: &InodePart, report: &mut Report, known: &Facts) -> HashMap<DataI
         let orphan = known.orphans.get(&data);
         match orphan {
             Some(orphan) if orphan.inode != Some(*ino) => {
-                report.mend(reclaim(*ino, &seen.row));
+                report.repair(reclaim(*ino, &seen.row));
                 report.add(
                     Problem::Reclaim,
                     format!("data {} of inode {ino} is queued to be reclaimed", data.0),
                 );
             }
             None if !seen.row.masks.is_empty() => {
-                report.mend(reclaim(*ino, &seen.row));
+                report.repair(reclaim(*ino, &seen.row));
                 report.add(
                     Problem::Reclaim,
                     format!("inode {ino} has masks, and its data {} is not queued", data.0),
@@ -104,10 +104,10 @@ fn owners(part: &InodePart, report: &mut Report, known: &Facts) -> HashMap<DataI
 }
 
 /// The queue entry that the data of an inode needs.
-fn reclaim(ino: InodeNo, row: &Inode) -> Mend {
+fn reclaim(ino: InodeNo, row: &Inode) -> Repair {
     match row.masks.iter().map(|mask| mask.first).min() {
-        Some(from) => Mend::Queue(row.data, Orphan { from, inode: Some(ino) }),
-        None => Mend::Unqueue(row.data),
+        Some(from) => Repair::Queue(row.data, Orphan { from, inode: Some(ino) }),
+        None => Repair::Unqueue(row.data),
     }
 }
 

@@ -10,7 +10,7 @@ use std::fmt;
 /// Most findings listed; more are only counted.
 const FINDINGS_MAX: usize = 1000;
 /// Most repairs remembered from one check; the next check finds the rest.
-pub(super) const MENDS_MAX: usize = 100_000;
+pub(super) const REPAIRS_MAX: usize = 100_000;
 
 /// Kinds of problems.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
@@ -62,7 +62,7 @@ impl fmt::Display for Finding {
 
 /// One repair.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Mend {
+pub enum Repair {
     Links(InodeNo, u32),
     DirectorySize(InodeNo, u64),
     Parent(InodeNo, InodeNo),
@@ -78,7 +78,7 @@ pub enum Mend {
     Usage(PackId, i64),
 }
 
-impl Mend {
+impl Repair {
     /// Returns whether the repair relies on directory entries.
     pub(super) fn is_of_the_tree(&self) -> bool {
         match self {
@@ -113,7 +113,7 @@ pub struct Report {
     pub allocated: u64,
     /// The repairs that need no choice, see [`super::repair`].
     #[serde(skip)]
-    pub mends: Vec<Mend>,
+    pub repairs: Vec<Repair>,
     /// Problems of all findings, including those that are not stored.
     #[serde(skip)]
     pub(super) problems: BTreeSet<Problem>,

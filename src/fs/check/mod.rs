@@ -18,7 +18,7 @@
 //! beside that the directories' parents, the orphans, and one count for each pack. It does not read
 //! packs: that is scrubbing.
 //!
-//! [`repair`] mends the problems that leave no choice.
+//! [`repair`] repairs the problems that leave no choice.
 //!
 //! The rows must be of one point in time: a checkpoint, a database that nobody writes, or a
 //! [`View`] of an open one.
@@ -28,7 +28,7 @@ mod finding;
 mod repair;
 mod tree;
 
-pub use finding::{Finding, Mend, Problem, Report};
+pub use finding::{Finding, Problem, Repair, Report};
 pub use repair::{Repaired, repair};
 
 use super::FsError;
@@ -110,7 +110,7 @@ async fn check_parts(rows: &impl Rows, part: usize) -> Result<Report, FsError> {
     }
     tree::check_parents(&known.parents, &mut report);
     finish(&superblock, &known, &mut report);
-    report.keep_safe_mends();
+    report.keep_safe_repairs();
     Ok(report)
 }
 
@@ -265,7 +265,7 @@ fn finish(superblock: &Superblock, known: &Facts, report: &mut Report) {
         report.add(Problem::Counts, text);
     }
     report.allocated = known.allocated;
-    report.mend_counts(superblock, known.held);
+    report.repair_counts(superblock, known.held);
     let lost = report.records.saturating_sub(known.owned_extents);
     if lost > 0 {
         report.add(
@@ -274,7 +274,7 @@ fn finish(superblock: &Superblock, known: &Facts, report: &mut Report) {
         );
     }
     for data in &known.lost {
-        report.mend(Mend::Queue(*data, Orphan { from: 0, inode: None }));
+        report.repair(Repair::Queue(*data, Orphan { from: 0, inode: None }));
     }
     for (pack, usage) in &known.usage {
         let found = known.found.get(pack).copied().unwrap_or_default();
@@ -283,7 +283,7 @@ fn finish(superblock: &Superblock, known: &Facts, report: &mut Report) {
                 Problem::Usage,
                 format!("pack {pack}: {} references are counted, {found} are there", usage.refs),
             );
-            report.mend_usage(*pack, usage.refs, found);
+            report.repair_usage(*pack, usage.refs, found);
         }
     }
     for (pack, found) in known.found.iter().filter(|(pack, _)| !known.usage.contains_key(pack)) {
@@ -291,7 +291,7 @@ fn finish(superblock: &Superblock, known: &Facts, report: &mut Report) {
             Problem::Usage,
             format!("pack {pack}: no references are counted, {found} are there"),
         );
-        report.mend_usage(*pack, 0, *found);
+        report.repair_usage(*pack, 0, *found);
     }
 }
 

@@ -6,17 +6,17 @@
 //! before it is lost.
 //!
 //! This is safe because only such figures change in anything that a name leads to, and because
-//! nothing is concluded from missing rows: while one row cannot be read, nothing at all is mended,
+//! nothing is concluded from missing rows: while one row cannot be read, nothing at all is repaired,
 //! and while an entry and its inode contradict each other, nothing of the tree, and no extent is
-//! queued. Not mended, because only their owner can choose: inodes without an entry, entries of
+//! queued. Not repaired, because only their owner can choose: inodes without an entry, entries of
 //! missing inodes, names that are there twice, circles of directories, bytes behind the end of a
 //! file, impossible extents, rows that cannot be read. A file or a tree is put back from a snapshot
 //! instead.
 //!
-//! Everything goes through the committer (R4), in batches that each leave less to mend: what a
-//! crash leaves is mended by the next run.
+//! Everything goes through the committer (R4), in batches that each leave less to repair: what a
+//! crash leaves is repaired by the next run.
 
-use super::finding::{MENDS_MAX, Mend, Problem, Report};
+use super::finding::{Problem, REPAIRS_MAX, Repair, Report};
 use crate::fs::FsError;
 use crate::fs::committer::{Batch, Committer, Ticket};
 use crate::fs::key;
@@ -27,7 +27,7 @@ use std::collections::BTreeMap;
 
 /// Most repairs in one batch.
 const BATCH_MENDS: usize = 1000;
-/// One pass is enough unless there are more than [`MENDS_MAX`] repairs.
+/// One pass is enough unless there are more than [`REPAIRS_MAX`] repairs.
 const PASSES_MAX: usize = 64;
 
 /// The result of a repair.
@@ -35,47 +35,47 @@ const PASSES_MAX: usize = 64;
 pub struct Repaired {
     pub before: Report,
     pub after: Report,
-    pub mended: u64,
+    pub repaired: u64,
 }
 
 impl Report {
-    pub(super) fn mend(&mut self, mend: Mend) {
-        if self.mends.len() < MENDS_MAX {
-            self.mends.push(mend);
+    pub(super) fn repair(&mut self, repair: Repair) {
+        if self.repairs.len() < REPAIRS_MAX {
+            self.repairs.push(repair);
         }
     }
 
-    pub(super) fn mend_links(&mut self, ino: InodeNo, links: u64) {
+    pub(super) fn repair_links(&mut self, ino: InodeNo, links: u64) {
         if let Ok(links) = u32::try_from(links) {
-            self.mend(Mend::Links(ino, links));
+            self.repair(Repair::Links(ino, links));
         }
     }
 
-    pub(super) fn mend_usage(&mut self, pack: PackId, counted: u64, found: u64) {
+    pub(super) fn repair_usage(&mut self, pack: PackId, counted: u64, found: u64) {
         if let Some(delta) = difference(counted, found) {
-            self.mend(Mend::Usage(pack, delta));
+            self.repair(Repair::Usage(pack, delta));
         }
     }
 
     /// `held`: the bytes of all inodes' extents, to which their rows' allocated bytes are set.
-    pub(super) fn mend_counts(&mut self, superblock: &Superblock, held: u64) {
+    pub(super) fn repair_counts(&mut self, superblock: &Superblock, held: u64) {
         let deltas =
             (difference(superblock.inodes, self.inodes), difference(superblock.allocated, held));
         if let (Some(inodes), Some(allocated)) = deltas
             && (inodes, allocated) != (0, 0)
         {
-            self.mend(Mend::Counts { inodes, allocated });
+            self.repair(Repair::Counts { inodes, allocated });
         }
     }
 
     /// Drops repairs that rely on rows which may be missing.
-    pub(super) fn keep_safe_mends(&mut self) {
+    pub(super) fn keep_safe_repairs(&mut self) {
         let has = |problem| self.problems.contains(&problem);
         if has(Problem::Key) || has(Problem::Row) || has(Problem::Superblock) {
-            self.mends.clear();
+            self.repairs.clear();
         }
         if has(Problem::Entry) {
-            self.mends.retain(|mend| !mend.is_of_the_tree());
+            self.repairs.retain(|repair| !repair.is_of_the_tree());
         }
     }
 }
@@ -91,65 +91,66 @@ fn difference(from: u64, to: u64) -> Option<i64> {
 /// When the rows cannot be read or written; repairs made until then stay.
 pub async fn repair(committer: &Committer) -> Result<Repaired, FsError> {
     let before = super::check(&committer.view().await?).await?;
-    let (mut after, mut mended) = (before.clone(), 0);
+    let (mut after, mut repaired) = (before.clone(), 0);
     for _ in 0..PASSES_MAX {
-        if after.mends.is_empty() {
+        if after.repairs.is_empty() {
             break;
         }
-        mended += after.mends.len() as u64;
-        mend(committer, &after.mends).await?;
+        repaired += after.repairs.len() as u64;
+        repair(committer, &after.repairs).await?;
         after = super::check(&committer.view().await?).await?;
     }
-    Ok(Repaired { before, after, mended })
+    Ok(Repaired { before, after, repaired })
 }
 
-async fn mend(committer: &Committer, mends: &[Mend]) -> Result<(), FsError> {
+async fn repair(committer: &Committer, repairs: &[Repair]) -> Result<(), FsError> {
     // All repairs of one inode go into one batch.
-    let mut inodes: BTreeMap<InodeNo, Vec<&Mend>> = BTreeMap::new();
-    for mend in mends {
-        if let Some(ino) = mend.inode() {
-            inodes.entry(ino).or_default().push(mend);
+    let mut inodes: BTreeMap<InodeNo, Vec<&Repair>> = BTreeMap::new();
+    for repair in repairs {
+        if let Some(ino) = repair.inode() {
+            inodes.entry(ino).or_default().push(repair);
         }
     }
     let mut last = Ticket::default();
     for some in inodes.into_iter().collect::<Vec<_>>().chunks(BATCH_MENDS) {
         let mut batch = Batch::default();
-        for (ino, mends) in some {
-            mend_inode(committer, *ino, mends, &mut batch).await?;
+        for (ino, repairs) in some {
+            repair_inode(committer, *ino, repairs, &mut batch).await?;
         }
         last = submit(committer, batch).await?;
     }
-    let others: Vec<&Mend> = mends.iter().filter(|mend| mend.inode().is_none()).collect();
+    let others: Vec<&Repair> = repairs.iter().filter(|repair| repair.inode().is_none()).collect();
     for some in others.chunks(BATCH_MENDS) {
         let mut batch = Batch::default();
-        some.iter().for_each(|mend| mend_other(mend, &mut batch));
+        some.iter().for_each(|repair| repair_other(repair, &mut batch));
         last = submit(committer, batch).await?;
     }
     committer.durable(last).await?;
-    committer.step("fs.check.mended").await
+    committer.step("fs.check.repaired").await
 }
 
 async fn submit(committer: &Committer, batch: Batch) -> Result<Ticket, FsError> {
-    committer.step("fs.check.before-mend").await?;
+    committer.step("fs.check.before-repair").await?;
     committer.ready().await?;
     committer.submit(batch)
 }
 
-async fn mend_inode(
+async fn repair_inode(
     committer: &Committer,
     ino: InodeNo,
-    mends: &[&Mend],
+    repairs: &[&Repair],
     batch: &mut Batch,
 ) -> Result<(), FsError> {
-    let gone = || FsError::Corrupt(format!("inode {ino} is gone while it is mended: check again"));
+    let gone =
+        || FsError::Corrupt(format!("inode {ino} is gone while it is repaired: check again"));
     let mut row = Inode::decode(&committer.get(&key::inode(ino)).await?.ok_or_else(gone)?)?;
-    for mend in mends {
-        match mend {
-            Mend::Links(_, links) => row.nlink = *links,
-            Mend::DirectorySize(_, size) => row.size = *size,
-            Mend::Parent(_, parent) => row.parent = *parent,
-            Mend::Allocated(_, allocated) => row.allocated = *allocated,
-            Mend::Queue(..) | Mend::Unqueue(_) | Mend::Counts { .. } | Mend::Usage(..) => {}
+    for repair in repairs {
+        match repair {
+            Repair::Links(_, links) => row.nlink = *links,
+            Repair::DirectorySize(_, size) => row.size = *size,
+            Repair::Parent(_, parent) => row.parent = *parent,
+            Repair::Allocated(_, allocated) => row.allocated = *allocated,
+            Repair::Queue(..) | Repair::Unqueue(_) | Repair::Counts { .. } | Repair::Usage(..) => {}
         }
     }
     row.ctime = Moment::now(&WallClock::default()).ctime(row.ctime);
@@ -157,15 +158,18 @@ async fn mend_inode(
     Ok(())
 }
 
-fn mend_other(mend: &Mend, batch: &mut Batch) {
-    match mend {
-        Mend::Queue(data, orphan) => batch.put(key::orphan(*data), orphan),
-        Mend::Unqueue(data) => batch.delete(key::orphan(*data)),
-        Mend::Counts { inodes, allocated } => {
+fn repair_other(repair: &Repair, batch: &mut Batch) {
+    match repair {
+        Repair::Queue(data, orphan) => batch.put(key::orphan(*data), orphan),
+        Repair::Unqueue(data) => batch.delete(key::orphan(*data)),
+        Repair::Counts { inodes, allocated } => {
             batch.inodes += inodes;
             batch.allocated += allocated;
         }
-        Mend::Usage(pack, delta) => batch.refs.push((*pack, *delta)),
-        Mend::Links(..) | Mend::DirectorySize(..) | Mend::Parent(..) | Mend::Allocated(..) => {}
+        Repair::Usage(pack, delta) => batch.refs.push((*pack, *delta)),
+        Repair::Links(..)
+        | Repair::DirectorySize(..)
+        | Repair::Parent(..)
+        | Repair::Allocated(..) => {}
     }
 }

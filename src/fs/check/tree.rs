@@ -1,6 +1,6 @@
 //! Inodes and the entries that name them.
 
-use super::finding::Mend;
+use super::finding::Repair;
 use super::{InodePart, Problem, Report, Rows, scan};
 use crate::fs::FsError;
 use crate::fs::api::FileKind;
@@ -86,7 +86,7 @@ pub(super) async fn check(
             // An inode that nothing names is the only trace of a file: only the file's owner can
             // say whether it may be deleted.
             if seen.entries > 0 {
-                report.mend_links(*ino, seen.entries);
+                report.repair_links(*ino, seen.entries);
             }
         }
     }
@@ -135,14 +135,14 @@ fn count(part: &mut InodePart, dir: InodeNo, entry: &DirEntryRow, report: &mut R
 fn check_directory(ino: InodeNo, seen: &super::Seen, report: &mut Report) {
     let row = &seen.row;
     if row.size != seen.children {
-        report.mend(Mend::DirectorySize(ino, seen.children));
+        report.repair(Repair::DirectorySize(ino, seen.children));
         report.add(
             Problem::DirectorySize,
             format!("directory {ino} counts {} entries and has {}", row.size, seen.children),
         );
     }
     if u64::from(row.nlink) != 2 + seen.subdirectories {
-        report.mend_links(ino, 2 + seen.subdirectories);
+        report.repair_links(ino, 2 + seen.subdirectories);
         report.add(
             Problem::Links,
             format!(
@@ -160,7 +160,7 @@ fn check_directory(ino: InodeNo, seen: &super::Seen, report: &mut Report) {
     }
     if let Some(named) = seen.named_in.filter(|named| *named != row.parent) {
         if seen.entries == 1 {
-            report.mend(Mend::Parent(ino, named));
+            report.repair(Repair::Parent(ino, named));
         }
         report.add(
             Problem::Parent,

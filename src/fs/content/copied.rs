@@ -44,14 +44,13 @@ impl Contents {
         let data = self.committer.new_data()?;
         let reserved = bytes.saturating_sub(given_back);
         self.space.reserve(reserved, self.allocated())?;
-        let (rows, delta) = Default::default();
         let contents = self.clone();
         Ok(Copied {
             contents,
             data,
-            rows,
+            rows: Default::default(),
             bytes: 0,
-            delta,
+            delta: Default::default(),
             allocated: 0,
             begun: false,
             placed: false,

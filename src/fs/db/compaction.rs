@@ -22,7 +22,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 /// Polling interval of a running compaction.
-pub(super) const LOOK: Duration = Duration::from_millis(500);
+pub(super) const POLL_INTERVAL: Duration = Duration::from_millis(500);
 /// Pause before the next compactor after one failed.
 const PAUSE: Duration = Duration::from_secs(10);
 /// The same after a damaged table was found, which may be restored meanwhile.
@@ -183,7 +183,7 @@ impl Running {
         for _ in 0..STOP_TRIES {
             limited("stopping the compactor", settings::CHANGE_LIMIT, self.compactor.stop())
                 .await?;
-            if tokio::time::timeout(LOOK, &mut self.task).await.is_ok() {
+            if tokio::time::timeout(POLL_INTERVAL, &mut self.task).await.is_ok() {
                 return Ok(());
             }
         }
@@ -196,7 +196,7 @@ impl Running {
 async fn until_done(db: &Db, place: &DbPlace) -> Result<(), FsError> {
     let (admin, mut suspicion) = (admin(place), Suspicion::new());
     loop {
-        tokio::time::sleep(LOOK).await;
+        tokio::time::sleep(POLL_INTERVAL).await;
         suspicion.look(place).await?;
         limited("reading the manifest", settings::READ_LIMIT, db.refresh_manifest()).await?;
         if db.manifest().l0().len() < settings::COMPACT_L0 && !busy(&admin).await? {

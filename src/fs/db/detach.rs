@@ -12,7 +12,7 @@
 //! those of the manifest in its memory, which only its own process can refresh before they are
 //! deleted.
 
-use super::compaction::{LOOK, Running, Turn};
+use super::compaction::{POLL_INTERVAL, Running, Turn};
 use super::damage::Suspicion;
 use super::settings::TableReaders;
 use super::{DbPlace, collection, limited, settings};
@@ -98,7 +98,7 @@ async fn rewrite(db: &Db, place: &DbPlace, turn: &Turn) -> Result<(), FsError> {
         .await?
         .is_none()
     {
-        tokio::time::sleep(LOOK).await;
+        tokio::time::sleep(POLL_INTERVAL).await;
     }
     limited("reading the manifest", settings::READ_LIMIT, db.refresh_manifest()).await?;
     let submitted = admin.submit_compaction(whole(&db.manifest()));
@@ -115,6 +115,6 @@ async fn rewrite(db: &Db, place: &DbPlace, turn: &Turn) -> Result<(), FsError> {
         }) {
             return Ok(());
         }
-        tokio::time::sleep(LOOK).await;
+        tokio::time::sleep(POLL_INTERVAL).await;
     }
 }

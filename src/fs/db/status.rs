@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 /// The longest delay of what is told. A flush that fails tells its caller at once.
-const LOOK: Duration = Duration::from_millis(10);
+const POLL_INTERVAL: Duration = Duration::from_millis(10);
 
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Status {
@@ -38,7 +38,7 @@ pub(super) fn follow(db: &Db) -> watch::Receiver<Status> {
         while told.borrow().closed.is_none() {
             let changed = async {
                 let changed = source.changed().await;
-                tokio::time::sleep(LOOK).await;
+                tokio::time::sleep(POLL_INTERVAL).await;
                 changed
             };
             let is_open = tokio::select! {

@@ -26,7 +26,7 @@ const ROLLS_MAX: usize = 4;
 /// The part of the limit that is divided evenly.
 const EVEN_SHARE: u64 = 4;
 /// Polling interval of a waiter, whatever notifications it gets.
-const LOOK: Duration = Duration::from_secs(1);
+const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The memory that databases share.
 pub struct Unflushed {
@@ -41,12 +41,11 @@ pub struct Unflushed {
 
 impl Unflushed {
     pub fn new(limit: u64) -> Arc<Self> {
-        let (held, open, rolling) = Default::default();
         Arc::new(Self {
             limit,
-            held,
-            open,
-            rolling,
+            held: Default::default(),
+            open: Default::default(),
+            rolling: Default::default(),
             accounts: Mutex::default(),
             freed: watch::Sender::new(()),
         })
@@ -191,7 +190,7 @@ impl Account {
         while !self.has_room() {
             self.memory.press();
             // The sender lives as long as this account does.
-            let _ = tokio::time::timeout(LOOK, freed.changed()).await;
+            let _ = tokio::time::timeout(POLL_INTERVAL, freed.changed()).await;
         }
     }
 }

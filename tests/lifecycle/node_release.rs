@@ -6,7 +6,7 @@ use bytes::Bytes;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use zerofs_csi::catalog::RevocationReason;
-use zerofs_csi::control::{Journal, takeover};
+use zerofs_csi::control::{ReleaseMode, takeover};
 use zerofs_csi::fs::FsError;
 use zerofs_csi::fs::api::{Caller, FileSystem, Stability};
 use zerofs_csi::types::{Class, Classify};
@@ -97,7 +97,7 @@ fn a_live_owner_applies_a_revocation() {
                 .unwrap();
             if force {
                 let from =
-                    b.world.controller.release_volume(volume, Journal::GivenUp).await.unwrap();
+                    b.world.controller.release_volume(volume, ReleaseMode::Force).await.unwrap();
                 assert_eq!(from.as_deref(), Some("node-a"));
                 assert_eq!(b.owner(volume.dataset).await, None);
             } else {
