@@ -58,6 +58,30 @@ pub enum Snapdir {
     Visible,
 }
 
+impl Snapdir {
+    pub const ALL: [Self; 2] = [Self::Hidden, Self::Visible];
+
+    /// The name by which people write it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Hidden => "hidden",
+            Self::Visible => "visible",
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("use hidden or visible")]
+pub struct SnapdirError;
+
+impl std::str::FromStr for Snapdir {
+    type Err = SnapdirError;
+
+    fn from_str(text: &str) -> Result<Self, SnapdirError> {
+        Self::ALL.into_iter().find(|one| one.as_str() == text).ok_or(SnapdirError)
+    }
+}
+
 /// By `cargo bench --bench content -- 256 16,32,64,128 folder` (two shared cores, encrypted), for
 /// 16, 32, 64 and 128 KiB: sequential write 2.5, 2.0, 1.6 and 1.5 CPU s a GiB; sequential read,
 /// cold, 1.7, 1.2, 1.2 and 1.2; a read of 4 KiB that is in no cache 81, 71, 71 and 127 µs; a write

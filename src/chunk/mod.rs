@@ -95,3 +95,28 @@ pub enum Codec {
     Lz4,
     Zstd,
 }
+
+impl Codec {
+    pub const ALL: [Self; 3] = [Self::None, Self::Lz4, Self::Zstd];
+
+    /// The name by which people write it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Lz4 => "lz4",
+            Self::Zstd => "zstd",
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("use none, lz4 or zstd")]
+pub struct CodecError;
+
+impl std::str::FromStr for Codec {
+    type Err = CodecError;
+
+    fn from_str(text: &str) -> Result<Self, CodecError> {
+        Self::ALL.into_iter().find(|one| one.as_str() == text).ok_or(CodecError)
+    }
+}

@@ -68,8 +68,8 @@ fn properties(new: &NewArgs) -> anyhow::Result<Properties> {
         properties.record_bytes = u32::try_from(size.0).map_err(too_large)?;
     }
     properties.sync = new.sync;
-    properties.codec = new.compression.map_or(properties.codec, Into::into);
-    properties.snapdir = new.snapdir.map_or(properties.snapdir, Into::into);
+    properties.codec = new.compression.unwrap_or(properties.codec);
+    properties.snapdir = new.snapdir.unwrap_or(properties.snapdir);
     properties.quota_inodes = new.inodes;
     properties.root_uid = new.uid.unwrap_or(properties.root_uid);
     properties.root_gid = new.gid.unwrap_or(properties.root_gid);
@@ -126,10 +126,10 @@ fn request(
         quota_inodes: properties.quota_inodes,
         sync: properties.sync.map(|sync| sync.to_string()).unwrap_or_default(),
         record_bytes: properties.record_bytes,
-        compression: properties::codec_name(properties.codec).to_owned(),
+        compression: properties.codec.as_str().to_owned(),
         source: source.unwrap_or_default().to_owned(),
         read_only: new.read_only,
-        snapdir: properties::snapdir_name(properties.snapdir).to_owned(),
+        snapdir: properties.snapdir.as_str().to_owned(),
         root_uid: Some(properties.root_uid),
         root_gid: Some(properties.root_gid),
         root_mode: Some(properties.root_mode),

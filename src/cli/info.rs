@@ -123,7 +123,7 @@ impl DatasetShown {
             detached: dataset.detached,
             sync: dataset.properties.sync.map(|sync| sync.to_string()),
             record_bytes: dataset.properties.record_bytes,
-            compression: format!("{:?}", dataset.properties.codec).to_lowercase(),
+            compression: dataset.properties.codec.as_str().to_owned(),
             read_only: dataset.form == Form::Snapshot,
             quota_inodes: dataset.properties.quota_inodes,
             access_modes: dataset.access_modes.clone(),

@@ -4,8 +4,6 @@ use super::args::{Property, SetArgs};
 use super::info::DatasetShown;
 use super::target::Target;
 use crate::admin::grpc::proto;
-use crate::catalog::Snapdir;
-use crate::chunk::Codec;
 use crate::control::PropertyChanges;
 use crate::control::browse::Names;
 use crate::types::SyncMode;
@@ -25,23 +23,6 @@ fn changes(properties: &[Property]) -> PropertyChanges {
     changes
 }
 
-/// The name of a codec for a server.
-pub fn codec_name(codec: Codec) -> &'static str {
-    match codec {
-        Codec::None => "none",
-        Codec::Lz4 => "lz4",
-        Codec::Zstd => "zstd",
-    }
-}
-
-/// As [`codec_name`].
-pub fn snapdir_name(snapdir: Snapdir) -> &'static str {
-    match snapdir {
-        Snapdir::Hidden => "hidden",
-        Snapdir::Visible => "visible",
-    }
-}
-
 /// The changes as a request to a server.
 fn request(pool: &str, dataset: &str, changes: &PropertyChanges) -> proto::SetPropertiesRequest {
     let sync = |sync: Option<SyncMode>| sync.map(|sync| sync.to_string()).unwrap_or_default();
@@ -52,8 +33,8 @@ fn request(pool: &str, dataset: &str, changes: &PropertyChanges) -> proto::SetPr
         quota_inodes: changes.inodes.map(Option::unwrap_or_default),
         sync: changes.sync.map(sync),
         record_bytes: changes.record_bytes,
-        compression: changes.codec.map(|codec| codec_name(codec).to_owned()),
-        snapdir: changes.snapdir.map(|snapdir| snapdir_name(snapdir).to_owned()),
+        compression: changes.codec.map(|codec| codec.as_str().to_owned()),
+        snapdir: changes.snapdir.map(|snapdir| snapdir.as_str().to_owned()),
     }
 }
 

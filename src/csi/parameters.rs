@@ -2,8 +2,7 @@
 //! another kind. Pure.
 
 use super::status::{RequestError, invalid};
-use crate::catalog::{Properties, Snapdir};
-use crate::chunk::Codec;
+use crate::catalog::Properties;
 use crate::control::PropertyChanges;
 use crate::types::{ByteSize, SyncMode, is_owner};
 use std::collections::{BTreeMap, HashMap};
@@ -50,7 +49,7 @@ pub(super) fn parse(parameters: &HashMap<String, String>) -> Result<Parameters, 
                     record_bytes(value).ok_or_else(|| bad("a power of two from 4Ki to 1Mi"))?;
             }
             "compression" => {
-                properties.codec = codec(value).ok_or_else(|| bad("lz4, zstd or none"))?;
+                properties.codec = value.parse().map_err(|_| bad("lz4, zstd or none"))?;
             }
             "uid" => {
                 properties.root_uid =
@@ -71,11 +70,7 @@ pub(super) fn parse(parameters: &HashMap<String, String>) -> Result<Parameters, 
                     Some(quota.ok_or_else(|| bad("a number of inodes of at least 16"))?);
             }
             "snapdir" => {
-                properties.snapdir = match value.as_str() {
-                    "hidden" => Snapdir::Hidden,
-                    "visible" => Snapdir::Visible,
-                    _ => return Err(bad("hidden or visible")),
-                };
+                properties.snapdir = value.parse().map_err(|_| bad("hidden or visible"))?;
             }
             _ => return Err(unknown(name)),
         }
@@ -174,15 +169,6 @@ fn record_bytes(text: &str) -> Option<u32> {
         .then_some(bytes)
 }
 
-fn codec(text: &str) -> Option<Codec> {
-    match text {
-        "none" => Some(Codec::None),
-        "lz4" => Some(Codec::Lz4),
-        "zstd" => Some(Codec::Zstd),
-        _ => None,
-    }
-}
-
 fn mode(text: &str) -> Option<u32> {
     let octal = !text.is_empty() && text.bytes().all(|byte| (b'0'..=b'7').contains(&byte));
     octal.then(|| u32::from_str_radix(text, 8).ok()).flatten().filter(|mode| *mode <= 0o7777)
@@ -191,6 +177,8 @@ fn mode(text: &str) -> Option<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::catalog::Snapdir;
+    use crate::chunk::Codec;
 
     fn map(pairs: &[(&str, &str)]) -> HashMap<String, String> {
         pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect()

@@ -2,7 +2,7 @@
 
 use super::proto::{self, Kind, State, difference};
 use crate::catalog;
-use crate::catalog::{Form, Snapdir};
+use crate::catalog::Form;
 use crate::control::browse::{DatasetFacts, Entry, PathVersion, RestorePlan, SnapshotFacts};
 use crate::control::policy::{Reason, ShownPolicy, Simulated, Verdict};
 use crate::control::{self, Damaged, Pool, Space, TaskKind, TaskOutcome};
@@ -57,19 +57,12 @@ pub(super) fn dataset(pool: &Pool, facts: DatasetFacts) -> proto::Dataset {
         read_only: dataset.form == Form::Snapshot,
         sync: properties.sync.map(|sync| sync.to_string()).unwrap_or_default(),
         record_bytes: properties.record_bytes,
-        compression: format!("{:?}", properties.codec).to_lowercase(),
+        compression: properties.codec.as_str().to_owned(),
         snapshots,
         newest_snapshot: newest_snapshot.map(time),
-        snapdir: snapdir(properties.snapdir).to_owned(),
+        snapdir: properties.snapdir.as_str().to_owned(),
         origin_id: dataset.origin.map(|origin| origin.to_string()).unwrap_or_default(),
         access_modes: dataset.access_modes,
-    }
-}
-
-fn snapdir(snapdir: Snapdir) -> &'static str {
-    match snapdir {
-        Snapdir::Hidden => "hidden",
-        Snapdir::Visible => "visible",
     }
 }
 

@@ -123,20 +123,11 @@ fn sync_mode(text: &str) -> Result<Option<SyncMode>, Status> {
 }
 
 fn codec(text: &str) -> Result<Codec, Status> {
-    match text {
-        "lz4" => Ok(Codec::Lz4),
-        "zstd" => Ok(Codec::Zstd),
-        "none" => Ok(Codec::None),
-        _ => Err(Status::invalid_argument("compression: one of lz4, zstd, none")),
-    }
+    text.parse().map_err(|error| Status::invalid_argument(format!("compression: {error}")))
 }
 
 fn snapdir(text: &str) -> Result<Snapdir, Status> {
-    match text {
-        "hidden" => Ok(Snapdir::Hidden),
-        "visible" => Ok(Snapdir::Visible),
-        _ => Err(Status::invalid_argument("snapdir: one of hidden, visible")),
-    }
+    text.parse().map_err(|error| Status::invalid_argument(format!("snapdir: {error}")))
 }
 
 #[tonic::async_trait]

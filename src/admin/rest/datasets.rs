@@ -166,21 +166,13 @@ fn properties(new: &NewDataset) -> Result<Properties, Problem> {
     let mut properties = Properties { quota_inodes: new.quota_inodes, ..Properties::default() };
     properties.record_bytes = new.record_bytes.unwrap_or(properties.record_bytes);
     if let Some(sync) = &new.sync {
-        let wrong = |_| {
-            Problem::invalid(format!("sync: {sync:?} is not `standard`, `always` or `disabled`"))
-        };
+        let wrong = |error| Problem::invalid(format!("sync: {sync:?}: {error}"));
         properties.sync = Some(sync.parse::<SyncMode>().map_err(wrong)?);
     }
-    properties.codec = match new.compression.as_deref() {
-        None => properties.codec,
-        Some("none") => Codec::None,
-        Some("lz4") => Codec::Lz4,
-        Some("zstd") => Codec::Zstd,
-        Some(other) => {
-            let why = format!("compression: {other:?} is not `none`, `lz4` or `zstd`");
-            return Err(Problem::invalid(why));
-        }
-    };
+    if let Some(codec) = &new.compression {
+        let wrong = |error| Problem::invalid(format!("compression: {codec:?}: {error}"));
+        properties.codec = codec.parse::<Codec>().map_err(wrong)?;
+    }
     Ok(properties)
 }
 

@@ -93,7 +93,7 @@ impl From<DatasetFacts> for DatasetShape {
             read_only: dataset.form == Form::Snapshot,
             sync: dataset.properties.sync.map(|sync| sync.to_string()),
             record_bytes: dataset.properties.record_bytes,
-            compression: format!("{:?}", dataset.properties.codec).to_lowercase(),
+            compression: dataset.properties.codec.as_str().to_owned(),
             quota_inodes: dataset.properties.quota_inodes,
             snapshot_count: facts.snapshots,
             newest_snapshot: facts.newest_snapshot.map(Timestamp::rfc3339),

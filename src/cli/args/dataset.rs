@@ -3,8 +3,10 @@
 use super::Common;
 use super::files::{CatArgs, DiffArgs, FindArgs, HistoryArgs, LsArgs, RestoreArgs};
 use super::snapshot::SnapshotArgs;
-use super::values::{CodecArg, Property, SnapdirArg};
-use super::values::{octal, owner, property, quota, size, sync_modes};
+use super::values::Property;
+use super::values::{codecs, octal, owner, property, quota, size, snapdirs, sync_modes};
+use crate::catalog::Snapdir;
+use crate::chunk::Codec;
 use crate::types::{ByteSize, SyncMode};
 use clap::{Args, Subcommand};
 
@@ -146,12 +148,12 @@ pub struct NewArgs {
     #[arg(long, value_parser = size, value_name = "SIZE")]
     pub recordsize: Option<ByteSize>,
     /// Compression of file data (default lz4)
-    #[arg(long, value_enum)]
-    pub compression: Option<CodecArg>,
+    #[arg(long, value_parser = codecs(), value_name = "CODEC")]
+    pub compression: Option<Codec>,
     /// Visibility of .snapshots in a listing of the root folder; the name leads to the snapshots
     /// either way
-    #[arg(long, value_enum)]
-    pub snapdir: Option<SnapdirArg>,
+    #[arg(long, value_parser = snapdirs(), value_name = "VISIBILITY")]
+    pub snapdir: Option<Snapdir>,
     /// Create a read-only dataset that is the snapshot itself instead of a clone: any number of
     /// nodes may use it
     #[arg(long)]

@@ -4,21 +4,7 @@ use crate::catalog::Snapdir;
 use crate::chunk::Codec;
 use crate::control::SIZE_MIN;
 use crate::types::{ByteSize, SizeError, SyncMode, is_owner};
-use clap::ValueEnum;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
-
-#[derive(Clone, Copy, Debug, ValueEnum)]
-pub enum SnapdirArg {
-    Hidden,
-    Visible,
-}
-
-#[derive(Clone, Copy, Debug, ValueEnum)]
-pub enum CodecArg {
-    None,
-    Lz4,
-    Zstd,
-}
 
 pub(super) fn size(text: &str) -> Result<ByteSize, SizeError> {
     text.parse()
@@ -28,6 +14,17 @@ pub(super) fn size(text: &str) -> Result<ByteSize, SizeError> {
 pub(super) fn sync_modes() -> impl TypedValueParser<Value = SyncMode> {
     PossibleValuesParser::new(SyncMode::ALL.map(SyncMode::as_str))
         .try_map(|name| name.parse::<SyncMode>())
+}
+
+/// As [`sync_modes`].
+pub(super) fn codecs() -> impl TypedValueParser<Value = Codec> {
+    PossibleValuesParser::new(Codec::ALL.map(Codec::as_str)).try_map(|name| name.parse::<Codec>())
+}
+
+/// As [`sync_modes`].
+pub(super) fn snapdirs() -> impl TypedValueParser<Value = Snapdir> {
+    PossibleValuesParser::new(Snapdir::ALL.map(Snapdir::as_str))
+        .try_map(|name| name.parse::<Snapdir>())
 }
 
 /// A quota: a size without its unit would be too small to hold anything.
@@ -90,14 +87,10 @@ pub(super) fn property(text: &str) -> Result<Property, String> {
             let mode = value.parse().map_err(|_| one_of("standard, always, disabled, default"))?;
             Property::Sync(Some(mode))
         }
-        "compression" => match CodecArg::from_str(value, false) {
-            Ok(codec) => Property::Compression(codec.into()),
-            Err(_) => return Err(one_of("none, lz4, zstd")),
-        },
-        "snapdir" => match SnapdirArg::from_str(value, false) {
-            Ok(snapdir) => Property::Snapdir(snapdir.into()),
-            Err(_) => return Err(one_of("hidden, visible")),
-        },
+        "compression" => {
+            Property::Compression(value.parse().map_err(|_| one_of("none, lz4, zstd"))?)
+        }
+        "snapdir" => Property::Snapdir(value.parse().map_err(|_| one_of("hidden, visible"))?),
         _ => {
             return Err(format!(
                 "there is no property {name:?}: there are size, inodes, recordsize, sync, \
@@ -105,23 +98,4 @@ pub(super) fn property(text: &str) -> Result<Property, String> {
             ));
         }
     })
-}
-
-impl From<CodecArg> for Codec {
-    fn from(arg: CodecArg) -> Self {
-        match arg {
-            CodecArg::None => Self::None,
-            CodecArg::Lz4 => Self::Lz4,
-            CodecArg::Zstd => Self::Zstd,
-        }
-    }
-}
-
-impl From<SnapdirArg> for Snapdir {
-    fn from(arg: SnapdirArg) -> Self {
-        match arg {
-            SnapdirArg::Hidden => Self::Hidden,
-            SnapdirArg::Visible => Self::Visible,
-        }
-    }
 }
