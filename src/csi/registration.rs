@@ -37,10 +37,10 @@ pub struct Registrar {
 
 /// The state of the driver's registration, as kubelet reported it last. Cheap to clone.
 #[derive(Clone, Debug, Default)]
-pub struct RegistrationState(Arc<Mutex<RegistrationStatus>>);
+pub struct RegistrationState(Arc<Mutex<Answer>>);
 
 #[derive(Debug, Default)]
-enum RegistrationStatus {
+enum Answer {
     #[default]
     Nothing,
     Registered,
@@ -51,12 +51,12 @@ impl RegistrationState {
     /// Why pods of this node cannot use the driver; `None`: kubelet has registered it.
     pub fn missing(&self) -> Option<String> {
         match &*self.0.lock() {
-            RegistrationStatus::Registered => None,
-            RegistrationStatus::Nothing => Some(
+            Answer::Registered => None,
+            Answer::Nothing => Some(
                 "kubelet has not registered the driver yet: if this lasts, check kubelet's log"
                     .to_owned(),
             ),
-            RegistrationStatus::Refused(why) => {
+            Answer::Refused(why) => {
                 Some(format!("kubelet refused to register the driver and retries: {why}"))
             }
         }
@@ -66,8 +66,8 @@ impl RegistrationState {
         self.missing().is_none()
     }
 
-    fn set(&self, status: RegistrationStatus) {
-        *self.0.lock() = status;
+    fn set(&self, answer: Answer) {
+        *self.0.lock() = answer;
     }
 }
 
@@ -125,13 +125,13 @@ impl Registrar {
         {
             let listener = std::os::unix::net::UnixListener::from(fd);
             listener.set_nonblocking(true)?;
-            self.state.set(RegistrationStatus::Registered);
+            self.state.set(Answer::Registered);
             return Ok(Registering {
                 listener: UnixListener::from_std(listener)?,
                 name: Arc::new(name),
             });
         }
-        self.state.set(RegistrationStatus::Nothing);
+        self.state.set(Answer::Nothing);
         let (listener, name) = rpc::bind(&path, Living::Replace)?;
         tracing::info!(
             socket = %path.display(),
@@ -182,7 +182,7 @@ impl Registration for Registrar {
         let status = request.into_inner();
         if status.plugin_registered {
             tracing::info!(driver = self.driver, "kubelet registered the driver");
-            self.state.set(RegistrationStatus::Registered);
+            self.state.set(Answer::Registered);
         } else {
             tracing::error!(
                 driver = self.driver,
@@ -190,7 +190,7 @@ impl Registration for Registrar {
                 "kubelet refused to register the driver and retries; pods of this node cannot \
                  use it meanwhile"
             );
-            self.state.set(RegistrationStatus::Refused(status.error));
+            self.state.set(Answer::Refused(status.error));
         }
         Ok(Response::new(RegistrationStatusResponse {}))
     }

@@ -148,11 +148,13 @@ fn a_slow_request_keeps_no_other_waiting() {
             let controller = elsewhere.controller.clone();
             async move { controller.create_csi_snapshot(slow, "cut".parse().unwrap()).await }
         });
-        while !failpoints.passed().contains_key("fs.commit.before-checkpoint") {
+        let passed = || failpoints.passed().get("fs.commit.before-checkpoint").copied();
+        let before = passed();
+        while passed() == before {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
-        elsewhere.controller.create_csi_snapshot(other, "cut".parse().unwrap()).await.unwrap();
-        assert!(!waits.is_finished(), "the first one is still under way");
+        elsewhere.controller.create_csi_snapshot(other, "another".parse().unwrap()).await.unwrap();
+        assert!(!waits.is_finished(), "the first one is still under way: {:?}", waits.await);
         failpoints.set("fs.commit.before-checkpoint", "off").unwrap();
         waits.await.unwrap().unwrap();
         mailbox.stop().await;
@@ -243,7 +245,7 @@ fn a_restore_that_nobody_waits_for_is_not_begun() {
             let token =
                 token.map(|token| format!(r#","start_token":"{token}""#)).unwrap_or_default();
             let wanted = format!(
-                r#"{{"call":"{call}","snapshot":"{}","from":"file","to":"file","overwrite":true}}"#,
+                r#"{{"call":"{call}","snapshot":"{}","from":"file","to":"file","overwrite":true,"replaced":"removed"}}"#,
                 cut.snapshot
             );
             let request = format!(r#"{{"restore":{wanted}}}"#);

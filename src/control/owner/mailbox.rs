@@ -238,7 +238,7 @@ pub(super) async fn sweep(bucket: &Bucket, now: SystemTime) -> Result<Swept, Con
 mod tests {
     use super::*;
     use crate::control::owner::request::{Checkpointed, FreezeToken};
-    use crate::control::owner::restore::RestoreInPlace;
+    use crate::control::owner::restore::{Replaced, RestoreInPlace};
     use crate::fs::db::Detached;
     use crate::types::{ClaimId, Epoch, NameKey, PackId, SnapshotId};
 

@@ -97,13 +97,13 @@ pub async fn repair(committer: &Committer) -> Result<Repaired, FsError> {
             break;
         }
         repaired += after.repairs.len() as u64;
-        repair(committer, &after.repairs).await?;
+        apply(committer, &after.repairs).await?;
         after = super::check(&committer.view().await?).await?;
     }
     Ok(Repaired { before, after, repaired })
 }
 
-async fn repair(committer: &Committer, repairs: &[Repair]) -> Result<(), FsError> {
+async fn apply(committer: &Committer, repairs: &[Repair]) -> Result<(), FsError> {
     // All repairs of one inode go into one batch.
     let mut inodes: BTreeMap<InodeNo, Vec<&Repair>> = BTreeMap::new();
     for repair in repairs {
