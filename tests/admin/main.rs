@@ -5,6 +5,7 @@
 
 mod checking;
 mod commands;
+mod groups;
 mod naming;
 mod pipes;
 mod policies;
@@ -16,6 +17,9 @@ mod restoring_options;
 #[allow(dead_code, reason = "shared with other tests")]
 mod s3;
 mod serving;
+#[path = "../support/setup.rs"]
+#[allow(dead_code, reason = "shared with other tests")]
+mod setup;
 mod stopping;
 mod verbs;
 
