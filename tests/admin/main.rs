@@ -1,6 +1,8 @@
 //! The command line, as scripts call it: exit codes, JSON, errors that name the object and the next
 //! step.
 
+// As the library: an open volume is a deep type.
+#![recursion_limit = "256"]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod checking;
