@@ -6,6 +6,7 @@ use super::browse;
 use super::diff;
 use super::exit::Wrong;
 use super::find;
+use super::groups;
 use super::history;
 use super::info::{self, DatasetShown, SnapshotShown};
 use super::properties;
@@ -51,6 +52,8 @@ pub fn run(command: DatasetCommand) -> anyhow::Result<()> {
             DatasetCommand::DeleteSnapshot { names, common } => {
                 snapshots::delete(last_and_before(&names), &common).await
             }
+            DatasetCommand::ListGroups { common } => groups::list(&common).await,
+            DatasetCommand::DeleteGroup { name, common } => groups::delete(&name, &common).await,
             DatasetCommand::Ls(args) => browse::ls(args).await,
             DatasetCommand::Cat(args) => browse::cat(args).await,
             DatasetCommand::Find(args) => find::run(args).await,

@@ -23,6 +23,7 @@ mod exit;
 mod files;
 mod find;
 mod gc;
+mod groups;
 mod help;
 mod history;
 mod info;

@@ -50,6 +50,14 @@ pub fn table(header: &[&str], rows: &[Vec<String>]) -> String {
     text
 }
 
+/// Says after a failure which of several paths are restored: a retry finds them in its way.
+pub fn after_others<T>(done: anyhow::Result<T>, before: usize, of: usize) -> anyhow::Result<T> {
+    match before {
+        0 => done,
+        _ => done.with_context(|| format!("the first {before} of {of} paths are restored; then")),
+    }
+}
+
 /// Between redraws of the progress.
 const REDRAW: Duration = Duration::from_millis(120);
 

@@ -5,7 +5,7 @@ use super::copy_out::{Effect, How, Overwrite, Restored, copy_out};
 use super::exit::Wrong;
 use super::files::OpenFiles;
 use super::path;
-use super::report::Progress;
+use super::report::{Progress, after_others};
 use super::restore_in_place;
 use super::target::Target;
 use crate::control::browse::split_snapshot;
@@ -44,10 +44,11 @@ async fn copy(
 ) -> anyhow::Result<Restored> {
     let progress = Progress::new();
     let mut restored = Restored::default();
-    for (source, target) in sources.iter().zip(targets) {
+    for (n, (source, target)) in sources.iter().zip(targets).enumerate() {
         let copied = copy_out(open.files(), source, target, how(args), &progress, stop).await;
         // An error is printed on a line of its own.
-        restored.add(&copied.inspect_err(|_| progress.say(""))?);
+        let copied = copied.inspect_err(|_| progress.say(""));
+        restored.add(&after_others(copied, n, sources.len())?);
     }
     Ok(restored)
 }

@@ -7,7 +7,7 @@ use super::dry_run;
 use super::exit::{Interrupted, Wrong};
 use super::files::{Files, OpenFiles};
 use super::remote::{Named, Remote};
-use super::report::{Progress, plural};
+use super::report::{Progress, after_others, plural};
 use super::target::{Opened, Target};
 use crate::admin::grpc::proto;
 use crate::app;
@@ -123,7 +123,7 @@ impl Work<'_> {
         let replaced = if self.args.keep { Replaced::KeptBeside } else { Replaced::Removed };
         let progress = Progress::new();
         let mut restored = InPlace::default();
-        for source in self.sources {
+        for (n, source) in self.sources.iter().enumerate() {
             let wanted = RestoreInPlace {
                 call: Incarnation::random(),
                 snapshot: snapshot.id(),
@@ -137,7 +137,8 @@ impl Work<'_> {
             };
             let controller = &opened.controller;
             let done = controller.restore_in_place_with(volume, &wanted, replaced, &say).await;
-            let done = done.inspect_err(|_| progress.say(""))?;
+            let done = done.inspect_err(|_| progress.say(""));
+            let done = after_others(done.map_err(Into::into), n, self.sources.len())?;
             restored.objects += done.objects;
             restored.bytes += done.bytes;
         }

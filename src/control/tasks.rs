@@ -127,7 +127,7 @@ impl Tasks {
     /// Registers a task that begins now.
     ///
     /// # Errors
-    /// `Exhausted` while [`TASKS_RUNNING_MAX`] run.
+    /// `Unavailable` while [`TASKS_RUNNING_MAX`] run.
     pub fn begin(
         &self,
         kind: TaskKind,
@@ -138,7 +138,7 @@ impl Tasks {
         let mut kept = self.inner.kept.lock();
         if kept.tasks.iter().filter(|(task, _)| task.is_running()).count() >= TASKS_RUNNING_MAX {
             let why = format!("{TASKS_RUNNING_MAX} tasks are running: retry when one has ended");
-            return Err(ControlError::Exhausted(why));
+            return Err(ControlError::Unavailable(why));
         }
         kept.last += 1;
         let (id, stop) = (kept.last, self.inner.stop.child_token());
@@ -442,7 +442,7 @@ mod tests {
             .map(|_| tasks.begin(TaskKind::Restore, &pool, None, String::new()).unwrap())
             .collect();
         let refused = tasks.begin(TaskKind::Restore, &pool, None, String::new()).err().unwrap();
-        assert_eq!(refused.class(), Class::Exhausted);
+        assert_eq!(refused.class(), Class::Unavailable);
         drop(running);
         assert!(matches!(
             tasks.list()[0].outcome,

@@ -1,10 +1,13 @@
 //! The command line, as scripts call it: exit codes, JSON, errors that name the object and the next
 //! step.
 
+// As the library: an open volume is a deep type.
+#![recursion_limit = "256"]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod checking;
 mod commands;
+mod groups;
 mod naming;
 mod pipes;
 mod policies;
@@ -16,6 +19,9 @@ mod restoring_options;
 #[allow(dead_code, reason = "shared with other tests")]
 mod s3;
 mod serving;
+#[path = "../support/setup.rs"]
+#[allow(dead_code, reason = "shared with other tests")]
+mod setup;
 mod stopping;
 mod verbs;
 

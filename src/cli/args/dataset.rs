@@ -109,6 +109,17 @@ pub enum DatasetCommand {
         #[command(flatten)]
         common: Common,
     },
+    /// List group snapshots: snapshots of several datasets at one point in time
+    ListGroups {
+        #[command(flatten)]
+        common: Common,
+    },
+    /// Delete a group snapshot with all of its snapshots
+    DeleteGroup {
+        name: String,
+        #[command(flatten)]
+        common: Common,
+    },
     /// List a folder of a snapshot, or of a dataset as the store has it
     Ls(LsArgs),
     /// Print a file of a snapshot, or of a dataset as the store has it

@@ -182,7 +182,8 @@ fn part_of(snapshot: &Snapshot, group: GroupId) -> CatalogError {
     let (what, name) = (format!("snapshot {}", snapshot.name), &snapshot.name);
     let why = format!(
         "it is part of group snapshot {name} ({group}), which has to stay whole: delete that \
-         instead (in Kubernetes the VolumeGroupSnapshot)"
+         instead (in Kubernetes the VolumeGroupSnapshot, elsewhere `zerofs-csi dataset \
+         delete-group {name}`)"
     );
     CatalogError::Precondition { what, why }
 }

@@ -188,7 +188,8 @@ fn new_id(dataset: &Dataset, name: &SnapshotName) -> SnapshotId {
 
 fn in_group(snapshot: &Snapshot) -> ControlError {
     let what = format!("snapshot {}", snapshot.name);
-    ControlError::Exists { what, why: "it is part of the group snapshot of that name".to_owned() }
+    let why = "it is part of the group snapshot of that name: choose another name";
+    ControlError::Exists { what, why: why.to_owned() }
 }
 
 /// The id under which the CSI name is reserved: ours, or that of an earlier attempt for the same
