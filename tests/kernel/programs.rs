@@ -1,7 +1,7 @@
 //! Ordinary programs on a mounted volume.
 
 use super::driver::Driver;
-use super::step::{Outcome, sh};
+use super::step::{Outcome, sh, size};
 
 /// A script on a fresh volume of its own, which must unstage and delete cleanly afterwards.
 fn on_volume(name: &str, secs: u64, script: &str) -> Outcome {
@@ -166,21 +166,30 @@ pub fn c_build() -> Outcome {
     )
 }
 
+/// Entries of one case; `ZEROFS_TEST_SIZE` multiplies them.
+const ENTRIES: usize = 1500;
+
+/// As [`on_volume`], of a script that reads the number of entries from `$entries`.
+fn on_volume_of(name: &str, secs: u64, script: &str) -> Outcome {
+    let entries = ENTRIES * size();
+    on_volume(name, secs * size() as u64, &format!("entries={entries}\n{script}"))
+}
+
 pub fn tar() -> Outcome {
-    on_volume(
+    on_volume_of(
         "tar",
         420,
         r#"
         src=$(mktemp -d); set +x
-        for d in $(seq 50); do mkdir $src/$d; for f in $(seq 100); do echo "$d $f $RANDOM" > $src/$d/$f; done; done; set -x
+        for d in $(seq 50); do mkdir $src/$d; for f in $(seq $((entries / 50))); do echo "$d $f $RANDOM" > $src/$d/$f; done; done; set -x
         (cd $src && find . -type f | sort | xargs sha256sum) > $src.sum
         # Owners, modes and times of each file would be four calls a file: some are enough.
         tar -C $src -cf all.tar .; mkdir out; tar -C out -m --no-same-owner --no-same-permissions -xf all.tar
         touch -d @981173106 $src/7/*; chmod 640 $src/7/*; chown 12:34 $src/7/*; tar -C $src -c ./7 | tar -C out -x; uncached
         equal "$(stat -c '%a %u:%g %Y' out/7/* | sort -u)" '640 12:34 981173106' 'modes, owners and times'
-        (cd out && sha256sum --quiet -c $src.sum); equal "$(find out -type f | wc -l)" 5000 files
+        (cd out && sha256sum --quiet -c $src.sum); equal "$(find out -type f | wc -l)" $entries files
         tar -C out -cf again.tar .; back=$(mktemp -d); tar -C $back -xf again.tar; (cd $back && sha256sum --quiet -c $src.sum)
-        equal "$(find $back -type f | wc -l)" 5000 'files that came back'; rm -rf $src $back $src.sum; wc -c < again.tar
+        equal "$(find $back -type f | wc -l)" $entries 'files that came back'; rm -rf $src $back $src.sum; wc -c < again.tar
         "#,
     )
 }
@@ -220,14 +229,14 @@ P
 }
 
 pub fn listing() -> Outcome {
-    on_volume(
+    on_volume_of(
         "listing",
         240,
         r#"
         before=$(figure iused)
-        mkdir many; (cd many; seq 5000 | xargs touch); uncached
-        equal "$(ls -U many | wc -l)" 5000 names; equal "$(ls many | sort -n | uniq | sha256sum)" "$(seq 5000 | sha256sum)" 'the names'
-        equal "$(figure iused)" $((before + 5001)) inodes
+        mkdir many; (cd many; seq $entries | xargs touch); uncached
+        equal "$(ls -U many | wc -l)" $entries names; equal "$(ls many | sort -n | uniq | sha256sum)" "$(seq $entries | sha256sum)" 'the names'
+        equal "$(figure iused)" $((before + entries + 1)) inodes
         ls -lU many >/dev/null; rm -rf many; [ ! -e many ]
         equal "$(figure iused)" "$before" 'inodes after rm -rf'; df -h . | tail -n 1
         "#,

@@ -31,6 +31,11 @@ const SHARED: u32 = 4;
 const KILL_LIMIT: Duration = Duration::from_secs(20);
 const POLL: Duration = Duration::from_millis(20);
 
+/// How much longer the cases that repeat something are than usual (`ZEROFS_TEST_SIZE`).
+pub fn size() -> usize {
+    std::env::var("ZEROFS_TEST_SIZE").ok().and_then(|size| size.parse().ok()).unwrap_or(1)
+}
+
 pub fn text(error: impl std::fmt::Display) -> String {
     error.to_string()
 }

@@ -3,7 +3,7 @@
 
 use super::driver::{Driver, Role};
 use super::kubelet::Volume;
-use super::step::{Outcome, Script, text, until};
+use super::step::{Outcome, Script, size, text, until};
 use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -140,8 +140,7 @@ impl Load {
 }
 
 fn times() -> usize {
-    let size = std::env::var("ZEROFS_TEST_SIZE").ok().and_then(|size| size.parse().ok());
-    TIMES * size.unwrap_or(1)
+    TIMES * size()
 }
 
 pub fn killed() -> Outcome {
