@@ -274,7 +274,7 @@ impl Local {
 
     /// Gives a finished object a name, and what has the name the first free name of a numbered
     /// backup: whatever that is by then. Where the file system can exchange names, the name leads to
-    /// something throughout. After an error the finished object is gone, and nothing else.
+    /// something throughout.
     pub fn replace_keeping(&self, made: &OsStr, name: &OsStr) -> io::Result<()> {
         let discard = |error| {
             let _ = self.remove(made);
@@ -290,30 +290,45 @@ impl Local {
             let exchange =
                 || rustix::fs::renameat_with(folder, made, folder, name, RenameFlags::EXCHANGE);
             match exchange() {
+                // `made` leads to what was there, which must not be discarded.
                 Ok(()) => {
-                    let Err(error) = self.move_beside(made, name) else { return Ok(()) };
-                    // What was there must not be discarded.
-                    return if exchange().is_ok() { discard(error) } else { Err(error) };
+                    let moved = self.move_beside(made, name);
+                    let left = |error| {
+                        let made = made.display();
+                        io::Error::other(format!("{error}; what was replaced is {made} beside it"))
+                    };
+                    return moved.map(drop).map_err(left);
                 }
                 Err(Errno::NOENT) => {}
-                Err(error) if is_unsupported(error) => match self.move_beside(name, name) {
-                    Err(error) if error.kind() != ErrorKind::NotFound => return discard(error),
-                    _ => {}
-                },
+                Err(error) if is_unsupported(error) => {
+                    let backup = match self.move_beside(name, name) {
+                        Err(error) if error.kind() == ErrorKind::NotFound => continue,
+                        Err(error) => return discard(error),
+                        Ok(backup) => backup,
+                    };
+                    match self.rename_new(made, name) {
+                        Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
+                        Err(error) => {
+                            let _ = self.rename_new(&backup, name);
+                            return discard(error);
+                        }
+                        Ok(()) => return Ok(()),
+                    }
+                }
                 Err(error) => return discard(error.into()),
             }
         }
         discard(io::Error::other("its name changes faster than it can be replaced"))
     }
 
-    /// Gives an object the first free name of a numbered backup of `name`.
-    fn move_beside(&self, object: &OsStr, name: &OsStr) -> io::Result<()> {
+    /// Gives an object the first free name of a numbered backup of `name`, and returns that.
+    fn move_beside(&self, object: &OsStr, name: &OsStr) -> io::Result<OsString> {
         for n in 1..=BACKUPS_MAX {
             let mut backup = name.to_owned();
             backup.push(format!(".~{n}"));
             match self.rename_new(object, &backup) {
                 Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
-                moved => return moved,
+                moved => return moved.map(|()| backup),
             }
         }
         Err(io::Error::other("it has too many backups: remove some"))

@@ -65,11 +65,10 @@ impl Freeze {
     /// [`FsError::Busy`] once it has ended, or while another freeze is in force: two one after the
     /// other without a gap would last longer than the limit.
     pub fn begin(&self, token: Incarnation) -> Result<bool, FsError> {
-        if self.ended.lock().contains(&token) {
-            return Err(FsError::Busy("the freeze for this group snapshot has ended"));
-        }
+        let mut has_ended = false;
         let began = self.frozen.send_if_modified(|frozen| {
-            let free = frozen.is_none();
+            has_ended = self.ended.lock().contains(&token);
+            let free = frozen.is_none() && !has_ended;
             if free {
                 self.waited.store(0, Ordering::Relaxed);
                 *frozen = Some(Frozen { token, since: Instant::now() });
@@ -79,7 +78,10 @@ impl Freeze {
         if began || self.is_frozen(token) {
             return Ok(began);
         }
-        Err(FsError::Busy("another group snapshot freezes it"))
+        Err(FsError::Busy(match has_ended {
+            true => "the freeze for this group snapshot has ended",
+            false => "another group snapshot freezes it",
+        }))
     }
 
     pub fn is_frozen(&self, token: Incarnation) -> bool {
@@ -91,8 +93,9 @@ impl Freeze {
         let mut thawed = None;
         self.frozen.send_if_modified(|frozen| {
             let ours = frozen.filter(|frozen| frozen.token == token);
+            // Also where it is not in force: the request that begins it may be late.
+            self.remember(token);
             if let Some(Frozen { since, .. }) = ours {
-                self.remember(token);
                 let waited = self.waited.load(Ordering::Relaxed);
                 thawed = Some(Thawed { lasted: since.elapsed(), waited });
                 *frozen = None;
@@ -111,6 +114,9 @@ impl Freeze {
 
     fn remember(&self, token: Incarnation) {
         let mut ended = self.ended.lock();
+        if ended.contains(&token) {
+            return;
+        }
         if ended.len() >= ENDED_MAX {
             ended.pop_front();
         }

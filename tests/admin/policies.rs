@@ -71,8 +71,8 @@ fn a_simulation_tells_what_would_be_kept() {
     let done = cli.json(&["policy", "simulate", "web", "--days", "30"]);
     assert_eq!(done["slots"], 720, "{done}");
     let kept = done["kept"].as_u64().unwrap();
-    // 24 by hour and 7 by day, two or three of them by both.
-    assert!((28..=29).contains(&kept), "{done}");
+    // 24 by hour and 7 by day, one to three of them by both: it depends on the time of day.
+    assert!((28..=30).contains(&kept), "{done}");
     assert_eq!(done["snapshots"].as_array().unwrap().len() as u64, kept);
     let all = cli.json(&["policy", "simulate", "web", "--days", "30", "--all"]);
     assert_eq!(all["snapshots"].as_array().unwrap().len(), 720);

@@ -157,7 +157,9 @@ pub(super) async fn admit(
         }
     };
     let now = Instant::now();
-    let deadline = now + asked.unwrap_or(STREAM_LIMIT).min(STREAM_LIMIT);
+    // A place among the few is not for a stream that nobody reads.
+    let longest = if work.is_some() { MEASURE_LIMIT } else { STREAM_LIMIT };
+    let deadline = now + asked.unwrap_or(longest).min(longest);
     let limit = if method == "GetSpace" { MEASURE_LIMIT } else { ANSWER_LIMIT };
     let call = Call { known, deadline, _place: Arc::new(place), _work: work };
     request.extensions_mut().insert(call);

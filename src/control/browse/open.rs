@@ -138,7 +138,7 @@ impl super::Browser {
     /// The files of a root, from the cache of open ones.
     ///
     /// # Errors
-    /// `NotFound` when the root was deleted, or is empty; `Unavailable` while too many are open.
+    /// `NotFound` when the root was deleted, or is empty; `Exhausted` while too many are open.
     pub async fn open(&self, root: &Root) -> Result<OpenRoot, ControlError> {
         self.open.get(root).await
     }
@@ -257,7 +257,7 @@ impl OpenRoots {
             _ => {
                 let why =
                     format!("{OPEN_MAX} datasets and snapshots are being read at once: retry");
-                Err(refused(Class::Unavailable, why))
+                Err(refused(Class::Exhausted, why))
             }
         }
     }

@@ -26,7 +26,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -125,6 +125,8 @@ impl RequestServer {
                 () = stop.cancelled() => break,
                 () = volumes.requested() => true,
                 () = tokio::time::sleep(interval) => false,
+                // The interval is shorter from now on.
+                () = mailbox.hurry.notified() => false,
             };
             for pool in self.pools.iter() {
                 self.publish(pool).await;
@@ -216,6 +218,27 @@ struct MailboxServer {
     replied: Mutex<HashMap<String, Instant>>,
     /// Until when it polls often.
     urgent_until: Mutex<Option<Instant>>,
+    /// Notified when that begins.
+    hurry: Notify,
+}
+
+/// A request that has a task. Without it, also after a panic, the request is read again.
+struct Begun {
+    mailbox: Arc<MailboxServer>,
+    key: String,
+}
+
+impl Begun {
+    fn new(mailbox: Arc<MailboxServer>, key: String) -> Self {
+        mailbox.begun.lock().insert(key.clone());
+        Self { mailbox, key }
+    }
+}
+
+impl Drop for Begun {
+    fn drop(&mut self) {
+        self.mailbox.begun.lock().remove(&self.key);
+    }
 }
 
 impl MailboxServer {
@@ -228,6 +251,7 @@ impl MailboxServer {
             replied_in: Mutex::default(),
             replied: Mutex::default(),
             urgent_until: Mutex::default(),
+            hurry: Notify::new(),
         }
     }
 
@@ -255,10 +279,10 @@ impl MailboxServer {
                 continue;
             }
             let Ok(permit) = self.permits.clone().try_acquire_owned() else { break };
-            self.begun.lock().insert(key.clone());
+            let begun = Begun::new(self.clone(), key.clone());
             let (mailbox, pool) = (self.clone(), pool.clone());
             self.tasks.spawn(async move {
-                let _permit = permit;
+                let _held = (permit, begun);
                 match Box::pin(mailbox.reply(&pool, &key)).await {
                     Ok(true) => drop(mailbox.replied_in.lock().insert(pool.id())),
                     Ok(false) => {}
@@ -268,7 +292,6 @@ impl MailboxServer {
                         "a request of another process was not answered; it is read again"
                     ),
                 }
-                mailbox.begun.lock().remove(&key);
             });
         }
         self.server.long.lock().tidy(volumes);
@@ -300,6 +323,7 @@ impl MailboxServer {
             let is_last = matches!(request, OwnerRequest::Thaw { .. });
             let until = Instant::now() + if is_last { URGENT_END } else { URGENT };
             *self.urgent_until.lock() = Some(until);
+            self.hurry.notify_one();
         }
     }
 

@@ -33,6 +33,8 @@ use std::time::{Duration, Instant};
 pub const REFRESH: Duration = Duration::from_secs(300);
 /// Datasets whose slots are done at a time.
 const RUNS_AT_ONCE: usize = 8;
+/// A policy that deletes snapshots is read again after this time.
+const CHECKED_FOR: Duration = Duration::from_secs(5);
 /// Policies read at a time.
 pub(super) const READS_AT_ONCE: usize = 32;
 
@@ -154,7 +156,7 @@ impl PolicyRunner {
                 Ok(Some(record)) => self.agenda.put(at.version, &record),
                 Ok(None) => {}
                 // One policy that cannot be read does not keep the others from being run.
-                Err(error) if error.class() != Class::Unavailable => {
+                Err(error) if !error.class().may_pass() => {
                     self.agenda.put_undecoded(at.dataset);
                     tracing::warn!(
                         pool = self.pool.name,
@@ -319,18 +321,18 @@ async fn expire(
         snapshots.iter().filter(|s| matches!(s.state, State::Ready | State::Creating)).collect();
     let candidates: Vec<Candidate> = live.iter().map(|s| Candidate::of(s)).collect();
     let verdicts = retention::verdicts(policy.rules, policy.changed, now, &candidates);
-    let mut is_checked = false;
+    let mut checked: Option<Instant> = None;
     for (snapshot, verdict) in live.iter().zip(verdicts) {
         if verdict != Verdict::Delete {
             continue;
         }
-        // The turn may have begun long ago.
-        if !is_checked {
+        // The turn may have begun long ago, and deletions take their time.
+        if checked.is_none_or(|at| at.elapsed() > CHECKED_FOR) {
             let now = pool.catalog.policy(snapshot.dataset.incarnation).await?;
             if now.is_none_or(|now| now.policy.is_none() || now.changed != policy.changed) {
                 return Ok(());
             }
-            is_checked = true;
+            checked = Some(Instant::now());
         }
         match controller.expire_snapshot(pool, snapshot.id(), retention::held).boxed().await {
             Ok(()) => done.deleted.push(snapshot.name.to_string()),

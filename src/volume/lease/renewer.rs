@@ -148,8 +148,12 @@ impl RenewerState {
         self.generation.load(Ordering::Acquire)
     }
 
+    /// For a call that waits for the lease, or for its record to be claimed again: that is under way
+    /// beside the renewals, which more callers must not make more frequent.
     pub fn renew_soon(&self) {
-        self.wake.notify_one();
+        if !self.is_valid() || !self.reacquiring.load(Ordering::Acquire) {
+            self.wake.notify_one();
+        }
     }
 
     pub fn renewed(&self) -> watch::Receiver<()> {
