@@ -51,6 +51,68 @@ async fn datasets_are_made_changed_and_deleted() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn properties_change_at_once_and_snapshots_are_held() {
+    let server = Server::start();
+    server.fill().await;
+    let change = |body| server.by("admin", "PATCH", WEB).json(&body).send();
+    let changed = change(json!({
+        "quotaInodes": 1000, "recordBytes": 4096, "sync": "always", "compression": "none",
+        "snapdir": "visible"
+    }));
+    let changed = changed.json();
+    for (name, value) in [
+        ("quotaInodes", json!(1000)),
+        ("recordBytes", json!(4096)),
+        ("sync", json!("always")),
+        ("compression", json!("none")),
+        ("snapdir", json!("visible")),
+    ] {
+        assert_eq!(changed[name], value, "{name}");
+    }
+    let back = change(json!({ "quotaInodes": 0, "sync": "default" })).json();
+    assert_eq!((&back["quotaInodes"], &back["sync"]), (&json!(null), &json!(null)));
+    assert!(change(json!({ "snapdir": "there" })).problem(400).contains("hidden or visible"));
+
+    let snapshot = format!("{WEB}/snapshots/s1");
+    let held = format!("{snapshot}/holds/audit%202026");
+    server.by("restorer", "PUT", &held).send().problem(403);
+    let holds = |method| server.by("admin", method, &held).send().json()["holds"].clone();
+    assert_eq!(holds("PUT"), json!(["audit 2026"]));
+    assert_eq!(server.get(&snapshot).json()["holds"], json!(["audit 2026"]));
+    let refused = server.by("admin", "DELETE", &snapshot).send().problem(409);
+    assert!(refused.contains("audit 2026"), "{refused}");
+    assert_eq!(holds("DELETE"), json!([]));
+    assert_eq!(server.by("admin", "DELETE", &snapshot).send().status, 204);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_scrub_is_started_and_stopped_and_a_restore_keeps_what_it_replaces() {
+    let server = Server::start();
+    server.fill().await;
+    let scrubs = |role| {
+        server.by(role, "POST", "/pools/main/scrubs").json(&json!({ "bytesPerSecond": 1 })).send()
+    };
+    scrubs("restorer").problem(403);
+    let started = scrubs("admin");
+    assert_eq!(started.status, 202, "{started:?}");
+    let task = format!("/tasks/{}", started.json()["task"].as_str().unwrap());
+    let stop = format!("{task}/stop");
+    server.by("viewer", "POST", &stop).send().problem(403);
+    assert_eq!(server.by("admin", "POST", &stop).send().status, 200);
+    wait_until("the scrub goes on", || server.get(&task).json()["state"] == "stopped");
+
+    let body = json!({ "snapshot": "s1", "paths": [{ "source": "/docs/a.txt" }], "keep": true });
+    let started = server.by("restorer", "POST", &format!("{WEB}/restores")).json(&body).send();
+    assert_eq!(started.status, 202, "{started:?}");
+    let task = format!("/tasks/{}", started.json()["task"].as_str().unwrap());
+    wait_until("the restore does not end", || server.get(&task).json()["state"] == "done");
+    for (path, content) in [("/docs/a.txt", "first version"), ("/docs/a.txt.~1", "second")] {
+        let read = server.get(&format!("{WEB}/content?path={path}"));
+        assert_eq!(String::from_utf8_lossy(&read.body), content, "{path}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn snapshots_are_taken_compared_and_restored() {
     let server = Server::start();
     server.fill().await;

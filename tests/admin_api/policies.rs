@@ -41,3 +41,22 @@ async fn policies_are_set_simulated_and_deleted() {
     server.get(POLICY).problem(404);
     assert!(server.log().contains("what=\"set policy\""));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn policies_are_listed_and_run_now() {
+    let server = Server::start();
+    server.fill().await;
+    assert_eq!(server.get("/pools/main/policies").json()["items"], json!([]));
+    let policy = json!({ "schedule": "1h", "keep": { "hourly": "24" } });
+    assert_eq!(server.by("admin", "PUT", POLICY).json(&policy).send().status, 200);
+    let listed = server.get("/pools/main/policies").json();
+    assert_eq!(listed["items"][0]["dataset"], "web");
+    assert_eq!(listed["items"][0]["policy"], server.get(POLICY).json());
+    let run = format!("{POLICY}/run");
+    server.by("viewer", "POST", &run).send().problem(403);
+    let ran = server.by("admin", "POST", &run).send().json();
+    let name = ran["snapshot"].as_str().unwrap();
+    let made = server.get(&format!("/pools/main/datasets/web/snapshots/{name}")).json();
+    assert_eq!((&made["byPolicy"], &made["state"]), (&json!(true), &json!("ready")));
+    assert!(server.log().contains("what=\"run policy\""));
+}

@@ -7,16 +7,17 @@ use super::{Problem, Rest};
 use crate::admin::access::Known;
 use crate::admin::auth::{Action, Resource};
 use crate::catalog::{Dataset, Form, Properties};
-use crate::chunk::Codec;
 use crate::control::browse::{self, Browser, Root};
-use crate::control::{NewVolume, Source};
+use crate::control::{NewVolume, PropertyChanges, Source};
 use crate::fs::api::FileSystem;
-use crate::types::{Class, SnapshotHandle, SyncMode, VolumeHandle};
+use crate::types::{Class, SnapshotHandle, VolumeHandle};
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use serde::Deserialize;
 use std::collections::BTreeMap;
+use std::fmt::Display;
+use std::str::FromStr;
 use utoipa::ToSchema;
 
 /// A dataset to create. What is left out has the default of the command line.
@@ -34,17 +35,29 @@ pub struct NewDataset {
     record_bytes: Option<u32>,
     /// `none`, `lz4` or `zstd`.
     compression: Option<String>,
+    /// `hidden` or `visible`.
+    snapdir: Option<String>,
     /// Only of a snapshot: the dataset is the snapshot itself.
     #[serde(default)]
     read_only: bool,
 }
 
-/// What to change of a dataset.
+/// What to change of a dataset. It holds at once, also where a node has the dataset open.
 #[derive(Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct DatasetChange {
     /// A larger quota.
     size_bytes: Option<u64>,
+    /// 0: none.
+    quota_inodes: Option<u64>,
+    /// Of files that are created later.
+    record_bytes: Option<u32>,
+    /// `standard`, `always` or `disabled`; `default`: by access modes.
+    sync: Option<String>,
+    /// `none`, `lz4` or `zstd`: of data that is written later.
+    compression: Option<String>,
+    /// `hidden` or `visible`.
+    snapdir: Option<String>,
     /// True: make it the pool's default dataset. False: it is the default no longer.
     default: Option<bool>,
 }
@@ -166,14 +179,35 @@ fn properties(new: &NewDataset) -> Result<Properties, Problem> {
     let mut properties = Properties { quota_inodes: new.quota_inodes, ..Properties::default() };
     properties.record_bytes = new.record_bytes.unwrap_or(properties.record_bytes);
     if let Some(sync) = &new.sync {
-        let wrong = |error| Problem::invalid(format!("sync: {sync:?}: {error}"));
-        properties.sync = Some(sync.parse::<SyncMode>().map_err(wrong)?);
+        properties.sync = Some(value("sync", sync)?);
     }
     if let Some(codec) = &new.compression {
-        let wrong = |error| Problem::invalid(format!("compression: {codec:?}: {error}"));
-        properties.codec = codec.parse::<Codec>().map_err(wrong)?;
+        properties.codec = value("compression", codec)?;
+    }
+    if let Some(snapdir) = &new.snapdir {
+        properties.snapdir = value("snapdir", snapdir)?;
     }
     Ok(properties)
+}
+
+/// The value of a property.
+fn value<T: FromStr<Err: Display>>(name: &str, text: &str) -> Result<T, Problem> {
+    text.parse().map_err(|error| Problem::invalid(format!("{name}: {text:?}: {error}")))
+}
+
+fn changes(wanted: &DatasetChange) -> Result<PropertyChanges, Problem> {
+    let sync = |text: &str| match text {
+        "default" => Ok(None),
+        text => value("sync", text).map(Some),
+    };
+    Ok(PropertyChanges {
+        size: wanted.size_bytes,
+        inodes: wanted.quota_inodes.map(|count| Some(count).filter(|count| *count > 0)),
+        record_bytes: wanted.record_bytes,
+        sync: wanted.sync.as_deref().map(sync).transpose()?,
+        codec: wanted.compression.as_deref().map(|text| value("compression", text)).transpose()?,
+        snapdir: wanted.snapdir.as_deref().map(|text| value("snapdir", text)).transpose()?,
+    })
 }
 
 /// What to clone; its contents are the caller's afterwards, so it must be allowed to read them.
@@ -212,11 +246,12 @@ pub async fn change(
         // The default is a property of the pool.
         rest.admin.allow(&known, Action::Administer, &Resource::pool(&pool)).await?;
     }
+    let changes = changes(&change)?;
     let what = ("change dataset", format!("{pool}/{name}"));
     let (controller, of) = (rest.admin.controller.clone(), browser.clone());
     let changed = super::change(&known, Action::Administer, what, async move {
-        if let Some(size) = change.size_bytes {
-            controller.expand_volume(of.handle(&dataset), size, None).await?;
+        if changes != PropertyChanges::default() {
+            controller.set_properties(of.handle(&dataset), changes).await?;
         }
         let catalog = &of.pool().catalog;
         match change.default {

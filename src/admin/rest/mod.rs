@@ -38,7 +38,7 @@ use axum::extract::{DefaultBodyLimit, Request, State};
 use axum::http::{HeaderMap, HeaderValue, Method, Uri, header};
 use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::{get, post, put};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -148,6 +148,10 @@ impl Rest {
                 &of_dataset("snapshots/{snapshot}"),
                 get(snapshots::get).delete(snapshots::delete),
             )
+            .route(
+                &of_dataset("snapshots/{snapshot}/holds/{tag}"),
+                put(snapshots::hold).delete(snapshots::release),
+            )
             .route(&of_dataset("entries"), get(files::entries))
             .route(&of_dataset("stat"), get(files::stat))
             .route(&of_dataset("content"), get(files::content))
@@ -161,8 +165,12 @@ impl Rest {
                 get(policies::get).put(policies::set).delete(policies::delete),
             )
             .route(&of_dataset("policy/simulate"), post(policies::simulate).layer(work))
+            .route(&of_dataset("policy/run"), post(policies::run))
+            .route("/pools/{pool}/policies", get(policies::list))
+            .route("/pools/{pool}/scrubs", post(tasks::scrub))
             .route("/tasks", get(tasks::list))
             .route("/tasks/{id}", get(tasks::get))
+            .route("/tasks/{id}/stop", post(tasks::stop))
             .route("/problems", get(problems::list))
             .with_state(self.clone())
     }

@@ -1,17 +1,19 @@
 //! Snapshot policies: which snapshots are taken by themselves, and which are kept.
 
 use super::ask::{Body, Named, Query};
+use super::page;
+use super::shape::Page;
 use super::{Problem, Rest, change};
 use crate::admin::access::Known;
-use crate::admin::auth::Action;
+use crate::admin::auth::{Action, Resource};
 use crate::catalog::{Keep, KeepRules, SnapshotPolicy};
 use crate::control::policy::{DEFAULT_PREFIX, ShownPolicy, Simulated, parse_keep};
-use crate::types::Timestamp;
+use crate::types::{Incarnation, Timestamp};
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use utoipa::ToSchema;
 
 /// The days that are simulated, unless another number is asked for.
@@ -247,4 +249,85 @@ pub async fn simulate(
     let (controller, days) = (&rest.admin.controller, days.unwrap_or(DAYS_DEFAULT));
     let done = controller.simulate_policy(browser.pool(), &dataset, Timestamp::now(), days).await?;
     Ok(Json(done.into()))
+}
+
+/// A policy, and the dataset whose it is.
+#[derive(Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct DatasetPolicy {
+    dataset: String,
+    policy: PolicyShape,
+}
+
+/// The snapshot policies of a pool, by dataset
+#[utoipa::path(
+    get, path = "/pools/{pool}/policies", tag = "policies",
+    params(
+        ("pool" = String, Path, example = "main"),
+        ("limit" = Option<u16>, Query, minimum = 1, maximum = 1000),
+        ("cursor" = Option<String>, Query)
+    ),
+    responses((status = 200, body = Page<DatasetPolicy>))
+)]
+pub async fn list(
+    State(rest): State<Rest>,
+    known: Known,
+    Named(pool): Named<String>,
+    query: Query,
+) -> Result<Json<Page<DatasetPolicy>>, Problem> {
+    query.only(&["limit", "cursor"])?;
+    let limit = query.limit(page::DEFAULT, page::MAX)?;
+    rest.admin.allow(&known, Action::List, &Resource::pool(&pool)).await?;
+    let opened = rest.admin.pool(&pool)?;
+    // The policy of a dataset that is gone goes with its next slot.
+    let names: HashMap<Incarnation, String> = rest
+        .admin
+        .browser(opened)
+        .datasets()
+        .await?
+        .into_iter()
+        .map(|facts| (facts.dataset.incarnation, facts.dataset.name.to_string()))
+        .collect();
+    let mut seen = Vec::new();
+    for policy in rest.admin.controller.policies(opened, Timestamp::now()).await? {
+        let Some(dataset) = names.get(&policy.dataset.incarnation).cloned() else { continue };
+        if rest.admin.sees(&known, &pool, &dataset).await {
+            seen.push(DatasetPolicy { dataset, policy: policy.into() });
+        }
+    }
+    seen.sort_by(|a, b| a.dataset.cmp(&b.dataset));
+    let key = |of: &DatasetPolicy| of.dataset.clone();
+    Ok(Json(page::page(seen, key, query.text("cursor")?, limit)?))
+}
+
+/// What a policy has just done.
+#[derive(Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct PolicyRan {
+    /// The snapshot that was taken; null: there is nothing new, and the policy skips empty ones.
+    snapshot: Option<String>,
+    deleted: Vec<String>,
+}
+
+/// Run the snapshot policy of a dataset now
+#[utoipa::path(
+    post, path = "/pools/{pool}/datasets/{dataset}/policy/run", tag = "policies",
+    params(("pool" = String, Path, example = "main"), ("dataset" = String, Path, example = "web")),
+    responses((status = 200, body = PolicyRan))
+)]
+pub async fn run(
+    State(rest): State<Rest>,
+    known: Known,
+    Named((pool, name)): Named<(String, String)>,
+    query: Query,
+) -> Result<Json<PolicyRan>, Problem> {
+    query.only(&[])?;
+    let (browser, dataset) = rest.dataset(&known, Action::Administer, (&pool, &name)).await?;
+    let (controller, what) =
+        (rest.admin.controller.clone(), ("run policy", format!("{pool}/{name}")));
+    let ran = change(&known, Action::Administer, what, async move {
+        controller.run_policy_now(browser.pool(), &dataset, Timestamp::now()).await
+    });
+    let ran = ran.await?;
+    Ok(Json(PolicyRan { snapshot: ran.snapshot, deleted: ran.deleted }))
 }

@@ -33,6 +33,9 @@ pub struct NewRestore {
     /// Replace files that are there, and restore into folders that are there.
     #[serde(default)]
     overwrite: bool,
+    /// Keep each file that is replaced beside the restored one, as `NAME.~1`, `NAME.~2` and so on.
+    #[serde(default)]
+    keep: bool,
     /// Count what would be done, and do nothing.
     #[serde(default)]
     dry_run: bool,
@@ -72,7 +75,7 @@ pub struct RestoreCounts {
 #[serde(rename_all = "camelCase")]
 pub struct Started {
     /// Its id in `/tasks`.
-    task: String,
+    pub task: String,
 }
 
 struct Wanted {
@@ -149,10 +152,10 @@ pub async fn create(
             snapshot: snapshot.id(),
             from: one.source.as_slice().into(),
             to: one.destination.as_slice().into(),
-            overwrite: new.overwrite,
+            overwrite: new.overwrite || new.keep,
         })
         .collect();
-    let restores = (restores, Replaced::Removed);
+    let restores = (restores, if new.keep { Replaced::KeptBeside } else { Replaced::Removed });
     let (tasks, controller) = (&rest.admin.tasks, &rest.admin.controller);
     let (reader, id) = (browser.clone(), dataset.id());
     let changed = move || reader.forget_head(id);
@@ -170,8 +173,8 @@ pub async fn create(
     }
 }
 
-/// Writes the outcome of a restore to the audit log.
-async fn log_the_end(
+/// Writes the outcome of a task to the audit log.
+pub async fn log_the_end(
     tasks: crate::control::Tasks,
     id: u64,
     log: crate::admin::auth::audit::Audited,

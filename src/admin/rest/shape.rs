@@ -65,6 +65,8 @@ pub struct DatasetShape {
     sync: Option<String>,
     record_bytes: u32,
     compression: String,
+    /// `hidden` or `visible`: whether a listing of the root folder shows `.snapshots`.
+    snapdir: String,
     quota_inodes: Option<u64>,
     snapshot_count: u64,
     /// When the newest snapshot was taken.
@@ -94,6 +96,7 @@ impl From<DatasetFacts> for DatasetShape {
             sync: dataset.properties.sync.map(|sync| sync.to_string()),
             record_bytes: dataset.properties.record_bytes,
             compression: dataset.properties.codec.as_str().to_owned(),
+            snapdir: dataset.properties.snapdir.as_str().to_owned(),
             quota_inodes: dataset.properties.quota_inodes,
             snapshot_count: facts.snapshots,
             newest_snapshot: facts.newest_snapshot.map(Timestamp::rfc3339),
@@ -119,6 +122,10 @@ pub struct SnapshotShape {
     clones: u64,
     /// A clone that is listed among the snapshots.
     writable: bool,
+    /// The tags of those who hold it: it cannot be deleted.
+    holds: Vec<String>,
+    /// A policy took it.
+    by_policy: bool,
 }
 
 impl From<SnapshotFacts> for SnapshotShape {
@@ -134,6 +141,8 @@ impl From<SnapshotFacts> for SnapshotShape {
             referenced_bytes: facts.referenced,
             clones: facts.dependants,
             writable,
+            holds: facts.holds,
+            by_policy: facts.by_policy,
         }
     }
 }

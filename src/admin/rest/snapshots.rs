@@ -7,7 +7,7 @@ use super::{Problem, Rest, change};
 use crate::admin::access::Known;
 use crate::admin::auth::Action;
 use crate::control::browse::{NewSnapshot, SnapshotFacts};
-use crate::types::Class;
+use crate::types::{Class, SnapshotHandle};
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
@@ -124,4 +124,69 @@ pub async fn delete(
             Err(Problem::of(Class::NotFound, why))
         }
     }
+}
+
+/// Hold a snapshot: nobody deletes it, and no policy, until every hold is released
+#[utoipa::path(
+    put, path = "/pools/{pool}/datasets/{dataset}/snapshots/{snapshot}/holds/{tag}",
+    tag = "snapshots",
+    params(("pool" = String, Path, example = "main"), ("dataset" = String, Path, example = "web"), ("snapshot" = String, Path, example = "s1"), ("tag" = String, Path, example = "audit")),
+    responses((status = 200, body = SnapshotShape))
+)]
+pub async fn hold(
+    State(rest): State<Rest>,
+    known: Known,
+    Named(of): Named<(String, String, String, String)>,
+    query: Query,
+) -> Result<Json<SnapshotShape>, Problem> {
+    query.only(&[])?;
+    change_hold(&rest, &known, of, HoldChange::Add).await
+}
+
+/// Release a hold; one that is not there counts as released
+#[utoipa::path(
+    delete, path = "/pools/{pool}/datasets/{dataset}/snapshots/{snapshot}/holds/{tag}",
+    tag = "snapshots",
+    params(("pool" = String, Path, example = "main"), ("dataset" = String, Path, example = "web"), ("snapshot" = String, Path, example = "s1"), ("tag" = String, Path, example = "audit")),
+    responses((status = 200, body = SnapshotShape))
+)]
+pub async fn release(
+    State(rest): State<Rest>,
+    known: Known,
+    Named(of): Named<(String, String, String, String)>,
+    query: Query,
+) -> Result<Json<SnapshotShape>, Problem> {
+    query.only(&[])?;
+    change_hold(&rest, &known, of, HoldChange::Release).await
+}
+
+#[derive(Clone, Copy)]
+enum HoldChange {
+    Add,
+    Release,
+}
+
+async fn change_hold(
+    rest: &Rest,
+    known: &Known,
+    (pool, name, snapshot, tag): (String, String, String, String),
+    hold: HoldChange,
+) -> Result<Json<SnapshotShape>, Problem> {
+    let browser = rest.admin.browse(known, Action::Administer, &pool, &name).await?;
+    let found = browser.snapshot(&name, &snapshot).await?;
+    let what = match hold {
+        HoldChange::Add => "hold snapshot",
+        HoldChange::Release => "release snapshot",
+    };
+    let about = format!("{pool}/{name}@{snapshot} {tag:?}");
+    let handle = SnapshotHandle { pool: browser.pool().id(), snapshot: found.id() };
+    let controller = rest.admin.controller.clone();
+    let changed = change(known, Action::Administer, (what, about), async move {
+        match hold {
+            HoldChange::Add => controller.hold_snapshot(handle, &tag).await,
+            HoldChange::Release => controller.unhold_snapshot(handle, &tag).await,
+        }
+    });
+    let facts = browser.snapshot_facts(&name, &changed.await?.snapshot);
+    Ok(Json(facts.into()))
 }

@@ -1,16 +1,19 @@
 //! The long work of this process: what runs, and what has ended lately.
 
-use super::ask::{Named, Query};
+use super::ask::{Body, Named, Query};
 use super::page;
+use super::restores::{Started, log_the_end};
 use super::shape::Page;
 use super::{Problem, Rest};
 use crate::admin::access::Known;
 use crate::admin::auth::{Action, Resource};
+use crate::admin::state::audited;
 use crate::control::{Task, TaskKind, TaskOutcome};
 use crate::types::{Class, Timestamp};
 use axum::Json;
 use axum::extract::State;
-use serde::Serialize;
+use axum::http::StatusCode;
+use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 /// A task.
@@ -117,6 +120,30 @@ pub async fn get(
     query: Query,
 ) -> Result<Json<TaskShape>, Problem> {
     query.only(&[])?;
+    let task = found(&rest, &known, &id).await?;
+    Ok(Json(task.into()))
+}
+
+/// Ask a task to stop; it ends soon after
+#[utoipa::path(
+    post, path = "/tasks/{id}/stop", tag = "tasks", params(("id" = String, Path)),
+    responses((status = 200, body = TaskShape))
+)]
+pub async fn stop(
+    State(rest): State<Rest>,
+    known: Known,
+    Named(id): Named<String>,
+    query: Query,
+) -> Result<Json<TaskShape>, Problem> {
+    query.only(&[])?;
+    let task = found(&rest, &known, &id).await?;
+    let of = Resource::dataset(&task.pool, task.dataset.as_deref().unwrap_or("*"));
+    rest.admin.allow(&known, Action::Administer, &of).await?;
+    Ok(Json(rest.admin.tasks.stop(task.id)?.into()))
+}
+
+/// A task that the caller may see.
+async fn found(rest: &Rest, known: &Known, id: &str) -> Result<Task, Problem> {
     let absent = || {
         let id: String = id.chars().take(32).collect();
         Problem::of(
@@ -125,8 +152,56 @@ pub async fn get(
         )
     };
     let task = rest.admin.tasks.get(id.parse().map_err(|_| absent())?)?;
-    match sees(&rest, &known, &task).await {
-        true => Ok(Json(task.into())),
+    match sees(rest, known, &task).await {
+        true => Ok(task),
         false => Err(absent()),
+    }
+}
+
+/// What to scrub.
+#[derive(Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct NewScrub {
+    /// One dataset with its snapshots; the whole pool, if left out.
+    dataset: Option<String>,
+    /// The most that is read; as fast as possible, if left out.
+    #[schema(minimum = 1)]
+    bytes_per_second: Option<u64>,
+}
+
+/// Read and verify everything that a pool or a dataset stores
+#[utoipa::path(
+    post, path = "/pools/{pool}/scrubs", tag = "tasks",
+    params(("pool" = String, Path, example = "main")), request_body = NewScrub,
+    responses((status = 202, description = "It has begun", body = Started))
+)]
+pub async fn scrub(
+    State(rest): State<Rest>,
+    known: Known,
+    Named(pool): Named<String>,
+    Body(NewScrub { dataset, bytes_per_second }): Body<NewScrub>,
+) -> Result<(StatusCode, Json<Started>), Problem> {
+    if bytes_per_second == Some(0) {
+        return Err(Problem::invalid("bytesPerSecond: at least 1, or left out"));
+    }
+    let of = Resource::dataset(&pool, dataset.as_deref().unwrap_or("*"));
+    rest.admin.allow(&known, Action::Administer, &of).await?;
+    let opened = rest.admin.pool(&pool)?;
+    let only = match &dataset {
+        Some(name) => Some(rest.admin.browser(opened).dataset(name).await?),
+        None => None,
+    };
+    let about = format!("{pool}/{}", dataset.as_deref().unwrap_or_default());
+    let log = audited(&known, Action::Administer, "scrub", about);
+    let (tasks, volumes) = (&rest.admin.tasks, &rest.admin.volumes);
+    match tasks.start_scrub(opened, volumes, only.as_ref(), bytes_per_second) {
+        Ok(id) => {
+            tokio::spawn(log_the_end(tasks.clone(), id, log));
+            Ok((StatusCode::ACCEPTED, Json(Started { task: id.to_string() })))
+        }
+        Err(error) => {
+            log.failed(&error);
+            Err(error.into())
+        }
     }
 }
