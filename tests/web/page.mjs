@@ -163,7 +163,7 @@ await test('the timeline folds a day with many snapshots', async () => {
   equal(await rows.count(), SNAPSHOTS, 'snapshots of the day');
   check(await rows.first().isVisible(), 'the newest day is open');
   await page.keyboard.press('Enter');
-  check(!(await rows.first().isVisible()), 'Enter folds it');
+  await rows.first().waitFor({ state: 'hidden' });
   await page.locator('.strip-bar').last().click();
   await rows.first().waitFor({ state: 'visible' });
 });
@@ -214,11 +214,7 @@ await test('a folder of many files is windowed', async () => {
   check((await rows.count()) < 80, `${await rows.count()} rows are in the page`);
   await page.locator('.list-row.active').focus();
   await page.keyboard.press('End');
-  await row(page, numbered(MANY - 1)).waitFor();
-  check(
-    await row(page, numbered(MANY - 1)).evaluate((row) => row === document.activeElement),
-    'the last row has the focus',
-  );
+  await row(page, numbered(MANY - 1)).and(page.locator(':focus')).waitFor();
   await page.keyboard.press('Home');
   await page.keyboard.type(numbered(MANY / 2).slice(0, -2));
   await page.locator('.list-row.active', { hasText: numbered(MANY / 2) }).waitFor();
