@@ -52,7 +52,8 @@ impl Remote {
     /// `DATASET@SNAPSHOT` or `DATASET`. A dataset of the whole name, such as a writable snapshot,
     /// comes first. A token for some datasets does not say whether there is one.
     pub async fn named(&self, text: &str) -> anyhow::Result<Named> {
-        match (self.client.dataset(&self.pool, text).await, split_snapshot(text)) {
+        let dataset = patiently(async || self.client.dataset(&self.pool, text).await).await;
+        match (dataset, split_snapshot(text)) {
             (Err(error), Some((dataset, snapshot)))
                 if matches!(error.class(), Class::NotFound | Class::Denied) =>
             {
@@ -78,7 +79,9 @@ impl Remote {
                 RootName { pool, dataset, snapshot: String::new(), handle }
             }
             Named::Snapshot { dataset, snapshot } => {
-                let handle = self.client.snapshot(&pool, &dataset, &snapshot).await?.handle;
+                let found =
+                    patiently(async || self.client.snapshot(&pool, &dataset, &snapshot).await);
+                let handle = found.await?.handle;
                 RootName { pool, dataset, snapshot, handle }
             }
         })
