@@ -41,7 +41,7 @@ const STOP_GRACE: Duration = Duration::from_secs(5);
 /// Time for the first request of a connection then.
 const FIRST_GRACE: Duration = Duration::from_millis(500);
 
-/// What is served to connections, and its limits. Cheap to clone.
+/// The service for connections, and its limits. Cheap to clone.
 #[derive(Clone)]
 pub struct Listener {
     router: Router,
@@ -111,7 +111,7 @@ impl Listener {
 
     async fn end(&self) {
         self.connections.close();
-        // What is left is cut off with the process.
+        // Connections that are left are cut off with the process.
         let _ended = tokio::time::timeout(STOP_GRACE, self.connections.wait()).await;
     }
 

@@ -34,7 +34,7 @@ pub struct FileAuthorizer {
     users: LocalUsers,
 }
 
-/// What a caller may do at most.
+/// The most that a caller may do.
 enum Rights {
     All,
     Granted(super::Grant),

@@ -1,7 +1,7 @@
 //! Sessions of browsers: a token is exchanged for a cookie that scripts of a page cannot read.
 //!
 //! ```text
-//! POST login {token} ─▶ session: id (cookie), CSRF value (for the page's scripts) ─▶ expired, or logged out
+//! POST login {token} ─▶ session: id (cookie), CSRF value (for scripts) ─▶ expired, or logged out
 //! ```
 //! A session has a caller, never rights of its own: what the caller may do is decided with each
 //! request. Sessions are in memory: after a restart people log in again.
@@ -21,7 +21,7 @@ const PRINTED_AGE_MAX: Duration = Duration::from_secs(3600);
 /// Most sessions; a new one ends the one that was unused for the longest time.
 const SESSIONS_MAX: usize = 1000;
 
-/// What a request needs to know of its session.
+/// The part of a session that a request needs.
 #[derive(Clone, Debug)]
 pub struct Session {
     pub caller: Caller,

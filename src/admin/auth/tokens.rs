@@ -197,7 +197,7 @@ fn parse(text: &str) -> Result<Vec<Grant>, String> {
 /// The lines of the file for a new token.
 ///
 /// # Errors
-/// What is wrong with it, as for the file.
+/// As for a line of the file: the reason why it cannot be used.
 pub fn new_line(
     name: &str,
     role: Role,

@@ -69,7 +69,7 @@ impl Services {
         }
         let of = match dataset.as_str() {
             "" => self.dataset(call, &browser, "", action).await?.name.to_string(),
-            // It may be deleted, and its snapshots there.
+            // A deleted dataset may still have snapshots.
             name => {
                 self.gate.allow(call, action, &Resource::dataset(&pool, name)).await?;
                 name.to_owned()

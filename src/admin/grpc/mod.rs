@@ -58,7 +58,7 @@ pub fn router(admin: &Arc<Admin>) -> Result<Router, tonic_reflection::server::Er
         .register_encoded_file_descriptor_set(proto::DESCRIBED)
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
         .build_v1alpha()?;
-    // It serves as long as it answers.
+    // The server is healthy as long as it answers.
     let health = HealthServer::new(HealthService::from_health_reporter(HealthReporter::new()));
     let services = Services { admin: admin.clone(), gate: gate.clone() };
     let mut router = Router::new();

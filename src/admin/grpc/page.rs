@@ -42,7 +42,7 @@ mod tests {
         assert_eq!(page(&next, 2).unwrap(), (vec![3], String::new()));
         assert_eq!(page("", 0).unwrap().0, [1, 2, 3]);
         assert!(page("?", 2).is_err());
-        // What the token names is gone.
+        // The entry that the token names is gone.
         let (rest, _) = cut(vec![1_u8, 3], |n| vec![*n], &next, 0).unwrap();
         assert_eq!(rest, [3]);
         let many = cut((0..5000_u32).collect(), |n| n.to_be_bytes().to_vec(), "", 0).unwrap();

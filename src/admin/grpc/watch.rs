@@ -1,4 +1,4 @@
-//! What changes in a process and a pool, for callers who watch.
+//! Changes in a process and a pool, for callers who watch.
 //!
 //! Tasks are sent at once. Datasets and snapshots may be changed by any process, and the store tells
 //! nobody: their records are read every [`POLL_INTERVAL`], for each watcher.
@@ -27,7 +27,7 @@ type Changes = mpsc::Sender<Result<WatchResponse, Status>>;
 /// The caller has gone.
 struct Gone;
 
-/// What a watcher was sent last.
+/// The state that a watcher was sent last.
 #[derive(Default)]
 struct Sent {
     tasks: HashMap<u64, Task>,
@@ -64,7 +64,7 @@ pub(super) async fn watch(services: Services, call: Call, browser: Browser, to: 
     }
 }
 
-/// What a task works on. That of a whole pool is for those who see all of it.
+/// The object that a task works on. A task of a whole pool is for those who see all of it.
 pub(super) fn resource(task: &control::Task) -> Resource {
     match &task.dataset {
         Some(dataset) => Resource::dataset(&task.pool, dataset),
