@@ -104,6 +104,12 @@ struct Kept {
     last: u64,
 }
 
+impl Kept {
+    fn is_full(&self) -> bool {
+        self.tasks.iter().filter(|(task, _)| task.is_running()).count() >= TASKS_RUNNING_MAX
+    }
+}
+
 impl Default for Tasks {
     fn default() -> Self {
         Self::new(CancellationToken::new())
@@ -124,6 +130,11 @@ impl Tasks {
         }
     }
 
+    /// Returns whether no further task can begin now.
+    pub fn is_full(&self) -> bool {
+        self.inner.kept.lock().is_full()
+    }
+
     /// Registers a task that begins now.
     ///
     /// # Errors
@@ -136,7 +147,7 @@ impl Tasks {
         subject: String,
     ) -> Result<RunningTask, ControlError> {
         let mut kept = self.inner.kept.lock();
-        if kept.tasks.iter().filter(|(task, _)| task.is_running()).count() >= TASKS_RUNNING_MAX {
+        if kept.is_full() {
             let why = format!("{TASKS_RUNNING_MAX} tasks are running: retry when one has ended");
             return Err(ControlError::Unavailable(why));
         }

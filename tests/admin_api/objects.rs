@@ -110,6 +110,16 @@ async fn a_scrub_is_started_and_stopped_and_a_restore_keeps_what_it_replaces() {
         let read = server.get(&format!("{WEB}/content?path={path}"));
         assert_eq!(String::from_utf8_lossy(&read.body), content, "{path}");
     }
+
+    let tasks: Vec<String> = (0..16)
+        .map(|_| format!("/tasks/{}/stop", scrubs("admin").json()["task"].as_str().unwrap()))
+        .collect();
+    let full = scrubs("admin");
+    assert!(full.problem(429).contains("tasks are running"), "{full:?}");
+    assert!(full.header("retry-after").is_some(), "{full:?}");
+    for stop in tasks {
+        assert_eq!(server.by("admin", "POST", &stop).send().status, 200);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -107,6 +107,14 @@ impl Rest {
         })
     }
 
+    /// The answer to whom no task was begun for.
+    fn not_begun(&self, error: ControlError) -> Problem {
+        match self.admin.tasks.is_full() {
+            true => Problem::too_many(error.to_string(), PLACE_AGAIN),
+            false => error.into(),
+        }
+    }
+
     /// The whole of it: the interface, and the page if it is served. `more`: what other interfaces
     /// serve on the same port; they identify their callers themselves.
     pub fn router(self, page: Page, more: Router) -> Router {

@@ -168,7 +168,7 @@ pub async fn create(
         }
         Err(error) => {
             log.failed(&error);
-            Err(error.into())
+            Err(rest.not_begun(error))
         }
     }
 }

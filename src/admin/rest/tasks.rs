@@ -201,7 +201,7 @@ pub async fn scrub(
         }
         Err(error) => {
             log.failed(&error);
-            Err(error.into())
+            Err(rest.not_begun(error))
         }
     }
 }
