@@ -41,7 +41,7 @@ impl<S> Paced<S> {
         len: usize,
     ) -> Poll<io::Result<usize>> {
         match wrote {
-            // It keeps up.
+            // The client keeps up.
             Poll::Ready(Ok(count)) if count == len => self.window = None,
             Poll::Ready(Ok(count)) => {
                 let (_, taken) = self.window.get_or_insert_with(begin);

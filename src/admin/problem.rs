@@ -48,7 +48,7 @@ impl Problem {
         &self.detail
     }
 
-    /// Of a class of error.
+    /// A problem for a class of error.
     pub fn of(class: Class, detail: impl Into<String>) -> Self {
         let (status, kind, title) = status(class);
         let problem = Self::with(status, kind, title, detail.into());
@@ -63,7 +63,7 @@ impl Problem {
         Self::of(Class::Invalid, detail)
     }
 
-    /// Of an error of a use case.
+    /// A problem for the error of a use case.
     pub fn of_error<E: Classify + Error>(error: &E) -> Self {
         if matches!(error.class(), Class::Internal | Class::Corrupt) {
             tracing::error!(error = with_causes(error), "a request failed");

@@ -1,5 +1,5 @@
-//! What handlers take from requests: each part is read once, and what is wrong with it is a problem
-//! that names it.
+//! The parts of requests that handlers take: each is read once, and an error in it is a problem that
+//! names it.
 
 use crate::admin::access::Known;
 use crate::admin::problem::Problem;

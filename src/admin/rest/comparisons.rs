@@ -2,8 +2,8 @@
 //! each page, so that the pages are of one comparison, also where the later state is the dataset
 //! itself.
 //!
-//! Bounded: [`ONE_BYTES_MAX`] each, [`KEPT_BYTES_MAX`] in all, each for [`KEPT_FOR`] after its last page. A page of one that
-//! is not kept any longer is made by comparing again.
+//! Bounded: [`ONE_BYTES_MAX`] each, [`KEPT_BYTES_MAX`] in all, each for [`KEPT_FOR`] after its last
+//! page. A page of one that is not kept any longer is made by comparing again.
 
 use super::shape::{DifferenceCounts, DifferenceShape, Differences};
 use crate::admin::problem::Problem;

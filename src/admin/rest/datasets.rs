@@ -210,7 +210,8 @@ fn changes(wanted: &DatasetChange) -> Result<PropertyChanges, Problem> {
     })
 }
 
-/// What to clone; its contents are the caller's afterwards, so it must be allowed to read them.
+/// The source of a clone: its contents are the caller's afterwards, so the caller must be allowed to
+/// read them.
 async fn source(
     rest: &Rest,
     known: &Known,

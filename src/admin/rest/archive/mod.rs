@@ -24,7 +24,7 @@ pub struct Member {
     pub gid: u32,
     pub size: u64,
     pub modified: Timestamp,
-    /// Of a symbolic link.
+    /// The target of a symbolic link.
     pub target: Option<Vec<u8>>,
 }
 

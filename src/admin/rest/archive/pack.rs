@@ -37,7 +37,7 @@ impl Format {
     }
 }
 
-/// What an archive is made of.
+/// The contents of an archive.
 pub struct Packing {
     pub root: OpenRoot,
     pub tops: Vec<Entry>,

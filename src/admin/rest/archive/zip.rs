@@ -60,7 +60,7 @@ impl Zip {
         (bytes, open)
     }
 
-    /// What follows a member's data.
+    /// The descriptor that follows a member's data.
     pub fn descriptor(&mut self, member: &Member, open: Open) -> Vec<u8> {
         let Open { offset, crc, size } = open;
         let crc = crc.finalize();
