@@ -3,11 +3,11 @@
 use super::args::{Common, HoldArgs, Output};
 use super::exit::Wrong;
 use super::info::{self, SnapshotShown};
-use super::target::{Opened, Target};
+use super::target::Target;
 use crate::admin::ClientError;
 use crate::admin::grpc::proto;
-use crate::control::browse::{NewSnapshot, split_snapshot};
-use crate::types::{Class, SnapshotHandle};
+use crate::control::browse::{HoldChange, NewSnapshot, split_snapshot};
+use crate::types::Class;
 
 /// A name: of the dataset (the default one if omitted), and of the snapshot.
 type Name<'a> = (Option<&'a str>, &'a str);
@@ -93,20 +93,16 @@ pub async fn delete((dataset, name): Name<'_>, common: &Common) -> anyhow::Resul
     })
 }
 
-/// The change of a hold: it is set or released.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub enum HoldChange {
-    Add,
-    Release,
-}
-
 pub async fn hold(args: HoldArgs, change: HoldChange) -> anyhow::Result<()> {
     let Some((dataset, name)) = split_snapshot(&args.snapshot) else {
         let why = format!("{:?} is no snapshot: name it as DATASET@SNAPSHOT", args.snapshot);
         return Err(Wrong::new(Class::Invalid, why));
     };
     let holds = match args.common.place.target().await? {
-        Target::Pool(opened) => changed(&opened, (dataset, name), &args.tag, change).await?,
+        Target::Pool(opened) => {
+            let (browser, controller) = (&opened.browser, &opened.controller);
+            browser.change_hold(controller, (dataset, name), &args.tag, change).await?.holds
+        }
         Target::Server(remote) => {
             let (client, pool) = (&remote.client, remote.pool.as_str());
             let changed: Result<proto::Snapshot, ClientError> = match change {
@@ -121,19 +117,4 @@ pub async fn hold(args: HoldArgs, change: HoldChange) -> anyhow::Result<()> {
         [] => format!("snapshot {} is not held\n", args.snapshot),
         holds => format!("snapshot {} is held: {}\n", args.snapshot, holds.join(", ")),
     })
-}
-
-async fn changed(
-    opened: &Opened,
-    (dataset, name): (&str, &str),
-    tag: &str,
-    change: HoldChange,
-) -> anyhow::Result<Vec<String>> {
-    let snapshot = opened.browser.snapshot(dataset, name).await?;
-    let handle = SnapshotHandle { pool: opened.pool.id(), snapshot: snapshot.id() };
-    let held = match change {
-        HoldChange::Add => opened.controller.hold_snapshot(handle, tag).await?,
-        HoldChange::Release => opened.controller.unhold_snapshot(handle, tag).await?,
-    };
-    Ok(held.snapshot.holds.iter().cloned().collect())
 }

@@ -6,8 +6,7 @@ use super::datasets::failed;
 use super::proto::snapshots_server::Snapshots;
 use super::proto::*;
 use super::{Services, convert, page};
-use crate::control::browse::{NewSnapshot, SnapshotFacts};
-use crate::types::SnapshotHandle;
+use crate::control::browse::{HoldChange, NewSnapshot, SnapshotFacts};
 use tonic::{Request, Response, Status};
 
 type Answer<T> = Result<Response<T>, Status>;
@@ -17,13 +16,6 @@ fn key(facts: &SnapshotFacts) -> Vec<u8> {
     let time = facts.created.as_nanos().wrapping_sub(i64::MIN).cast_unsigned();
     let name = format!("{}\0{}", facts.dataset, facts.name);
     [&time.to_be_bytes()[..], name.as_bytes()].concat()
-}
-
-/// The change of a hold: it is set or released.
-#[derive(Clone, Copy)]
-enum HoldChange {
-    Add,
-    Release,
 }
 
 impl Services {
@@ -36,18 +28,11 @@ impl Services {
         let browser = self.browser(&pool)?;
         let resource = Resource::dataset(&browser.pool().name, &dataset);
         self.gate.allow(call, Action::Administer, &resource).await?;
-        let found = browser.snapshot(&dataset, &snapshot).await.map_err(failed)?;
         let about = format!("{}/{dataset}@{snapshot} {tag:?}", browser.pool().name);
-        let handle = SnapshotHandle { pool: browser.pool().id(), snapshot: found.id() };
-        let controller = self.admin.controller.clone();
-        let work = async move {
-            match change {
-                HoldChange::Add => controller.hold_snapshot(handle, &tag).await,
-                HoldChange::Release => controller.unhold_snapshot(handle, &tag).await,
-            }
-        };
-        let changed = self.gate.change(call, Action::Administer, (what, about), work).await?;
-        let facts = browser.snapshot_facts(&dataset, &changed.snapshot);
+        let (controller, of) = (self.admin.controller.clone(), browser.clone());
+        let work =
+            async move { of.change_hold(&controller, (&dataset, &snapshot), &tag, change).await };
+        let facts = self.gate.change(call, Action::Administer, (what, about), work).await?;
         Ok(Response::new(convert::snapshot(browser.pool(), facts)))
     }
 }

@@ -6,8 +6,8 @@ use super::shape::{Page, SnapshotShape};
 use super::{Problem, Rest, change};
 use crate::admin::access::Known;
 use crate::admin::auth::Action;
-use crate::control::browse::{NewSnapshot, SnapshotFacts};
-use crate::types::{Class, SnapshotHandle};
+use crate::control::browse::{HoldChange, NewSnapshot, SnapshotFacts};
+use crate::types::Class;
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
@@ -160,12 +160,6 @@ pub async fn release(
     change_hold(&rest, &known, of, HoldChange::Release).await
 }
 
-#[derive(Clone, Copy)]
-enum HoldChange {
-    Add,
-    Release,
-}
-
 async fn change_hold(
     rest: &Rest,
     known: &Known,
@@ -173,20 +167,14 @@ async fn change_hold(
     hold: HoldChange,
 ) -> Result<Json<SnapshotShape>, Problem> {
     let browser = rest.admin.browse(known, Action::Administer, &pool, &name).await?;
-    let found = browser.snapshot(&name, &snapshot).await?;
     let what = match hold {
         HoldChange::Add => "hold snapshot",
         HoldChange::Release => "release snapshot",
     };
     let about = format!("{pool}/{name}@{snapshot} {tag:?}");
-    let handle = SnapshotHandle { pool: browser.pool().id(), snapshot: found.id() };
     let controller = rest.admin.controller.clone();
-    let changed = change(known, Action::Administer, (what, about), async move {
-        match hold {
-            HoldChange::Add => controller.hold_snapshot(handle, &tag).await,
-            HoldChange::Release => controller.unhold_snapshot(handle, &tag).await,
-        }
+    let facts = change(known, Action::Administer, (what, about), async move {
+        browser.change_hold(&controller, (&name, &snapshot), &tag, hold).await
     });
-    let facts = browser.snapshot_facts(&name, &changed.await?.snapshot);
-    Ok(Json(facts.into()))
+    Ok(Json(facts.await?.into()))
 }

@@ -14,6 +14,13 @@ pub enum NewSnapshot {
     Writable,
 }
 
+/// The change of a hold: it is set or released.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HoldChange {
+    Add,
+    Release,
+}
+
 impl Browser {
     /// Makes a snapshot of the current state of a dataset.
     ///
@@ -64,6 +71,23 @@ impl Browser {
             Some((_, since)) => Err(exists(&format!("{dataset}@{name}"), since)),
             None => Ok(()),
         }
+    }
+
+    /// Holds a read-only snapshot under a tag, or releases that hold.
+    pub async fn change_hold(
+        &self,
+        controller: &Controller,
+        (dataset, name): (&str, &str),
+        tag: &str,
+        change: HoldChange,
+    ) -> Result<SnapshotFacts, ControlError> {
+        let snapshot = self.snapshot(dataset, name).await?.id();
+        let handle = SnapshotHandle { pool: self.pool().id(), snapshot };
+        let changed = match change {
+            HoldChange::Add => controller.hold_snapshot(handle, tag).await?,
+            HoldChange::Release => controller.unhold_snapshot(handle, tag).await?,
+        };
+        Ok(self.snapshot_facts(dataset, &changed.snapshot))
     }
 
     /// Deletes a snapshot of either kind; its dataset may be deleted. Returns whether there was

@@ -32,7 +32,7 @@ mod read;
 mod reserved;
 mod walk;
 
-pub use changes::NewSnapshot;
+pub use changes::{HoldChange, NewSnapshot};
 pub use cursor::Cursor;
 pub use diff::apart;
 pub use entry::Entry;
