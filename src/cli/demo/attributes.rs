@@ -16,9 +16,9 @@ pub struct Stat {
     pub fileid: u64,
 }
 
-/// Attributes to set after everything else was done to an object.
+/// NewAttributes to set after everything else was done to an object.
 #[derive(Clone, Copy, Debug)]
-pub struct Attributes {
+pub struct NewAttributes {
     pub mode: Option<u32>,
     pub uid: u32,
     pub gid: u32,

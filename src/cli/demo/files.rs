@@ -1,12 +1,12 @@
 //! A mounted volume as the demo sees it: through the kernel, or through the user-space NFS client.
 
-use super::attributes::{Attributes, Stat};
+use super::attributes::{NewAttributes, Stat};
 use super::kernel::KernelFiles;
 use super::user::UserFiles;
 use bytes::Bytes;
 
 /// A mounted volume.
-pub enum Files {
+pub enum MountedFiles {
     Kernel(KernelFiles),
     User(Box<UserFiles>),
 }
@@ -20,7 +20,7 @@ macro_rules! both {
     };
 }
 
-impl Files {
+impl MountedFiles {
     pub async fn mkdir(&self, path: &str) -> anyhow::Result<()> {
         both!(self, files => files.mkdir(path))
     }
@@ -49,7 +49,7 @@ impl Files {
     pub async fn rename(&self, from: &str, to: &str) -> anyhow::Result<()> {
         both!(self, files => files.rename(from, to))
     }
-    pub async fn set(&self, path: &str, attributes: Attributes) -> anyhow::Result<()> {
+    pub async fn set(&self, path: &str, attributes: NewAttributes) -> anyhow::Result<()> {
         both!(self, files => files.set(path, attributes))
     }
     pub async fn chmod(&self, path: &str, mode: u32) -> anyhow::Result<()> {

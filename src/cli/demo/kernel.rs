@@ -1,6 +1,6 @@
 //! Through a kernel mount: ordinary system calls.
 
-use super::attributes::{Attributes, Stat};
+use super::attributes::{NewAttributes, Stat};
 use crate::fs::api::FileKind;
 use crate::types::Timestamp;
 use anyhow::Context;
@@ -74,7 +74,7 @@ impl KernelFiles {
         blocking(self.at(from), "rename", move |p| fs::rename(p, to)).await
     }
 
-    pub async fn set(&self, path: &str, attributes: Attributes) -> anyhow::Result<()> {
+    pub async fn set(&self, path: &str, attributes: NewAttributes) -> anyhow::Result<()> {
         blocking(self.at(path), "set attributes of", move |p| {
             std::os::unix::fs::lchown(p, Some(attributes.uid), Some(attributes.gid))?;
             if let Some(mode) = attributes.mode {

@@ -29,7 +29,7 @@ pub enum What {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Entry {
+pub struct ModelEntry {
     pub what: What,
     pub mode: u32,
     pub uid: u32,
@@ -39,8 +39,8 @@ pub struct Entry {
 
 /// A whole tree, the root included.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Tree {
-    pub entries: BTreeMap<Path, Entry>,
+pub struct ModelTree {
+    pub entries: BTreeMap<Path, ModelEntry>,
 }
 
 pub const FILES: usize = 1000;
@@ -83,9 +83,9 @@ fn pieces(i: usize, size: u64, rng: &mut StdRng) -> Vec<Piece> {
     if size == 0 { vec![] } else { vec![Piece { start: 0, len: size, seed }] }
 }
 
-impl Tree {
+impl ModelTree {
     /// The first state: 1,000 files in nested folders, symbolic links, hard links, sparse files.
-    pub fn planted(seed: u64) -> Self {
+    pub fn generate(seed: u64) -> Self {
         let mut rng = StdRng::seed_from_u64(seed);
         let mut tree = Self { entries: BTreeMap::new() };
         tree.add(String::new(), What::Dir, 0o755, &mut rng);
@@ -111,7 +111,8 @@ impl Tree {
                 tree.add(link, What::Symlink(format!("/{target}")), 0o777, &mut rng);
             } else {
                 let of = tree.entries[target].clone();
-                tree.entries.insert(link, Entry { what: What::HardLink(target.clone()), ..of });
+                tree.entries
+                    .insert(link, ModelEntry { what: What::HardLink(target.clone()), ..of });
             }
         }
         tree
@@ -119,7 +120,7 @@ impl Tree {
 
     fn add(&mut self, path: Path, what: What, mode: u32, rng: &mut StdRng) {
         let owner = [0, 1000, 2000][rng.random_range(0..3)];
-        let entry = Entry { what, mode, uid: owner, gid: owner, mtime: time(rng) };
+        let entry = ModelEntry { what, mode, uid: owner, gid: owner, mtime: time(rng) };
         self.entries.insert(path, entry);
     }
 
@@ -155,7 +156,7 @@ impl Tree {
     }
 
     pub fn bytes(&self) -> u64 {
-        let of = |e: &Entry| match &e.what {
+        let of = |e: &ModelEntry| match &e.what {
             What::File { pieces, .. } => pieces.iter().map(|p| p.len).sum(),
             _ => 0,
         };
@@ -215,7 +216,7 @@ pub enum Change {
 }
 
 /// The changes after the snapshot: overwrites, truncations, deletions, renames, new files.
-pub fn changes(tree: &Tree, seed: u64) -> Vec<Change> {
+pub fn changes(tree: &ModelTree, seed: u64) -> Vec<Change> {
     let mut rng = StdRng::seed_from_u64(seed);
     // Hard links are left alone, so that a change has one name.
     let linked: Vec<Path> = tree
@@ -260,10 +261,10 @@ pub fn changes(tree: &Tree, seed: u64) -> Vec<Change> {
 }
 
 impl Change {
-    pub fn apply(&self, tree: &mut Tree, at: Timestamp) {
+    pub fn apply(&self, tree: &mut ModelTree, at: Timestamp) {
         match self {
             Self::Overwrite { path, piece } => {
-                if let Some(Entry { what: What::File { size, pieces }, mtime, .. }) =
+                if let Some(ModelEntry { what: What::File { size, pieces }, mtime, .. }) =
                     tree.entries.get_mut(path)
                 {
                     *size = (*size).max(piece.start + piece.len);
@@ -272,7 +273,7 @@ impl Change {
                 }
             }
             Self::Truncate { path, size: cut } => {
-                if let Some(Entry { what: What::File { size, pieces }, mtime, .. }) =
+                if let Some(ModelEntry { what: What::File { size, pieces }, mtime, .. }) =
                     tree.entries.get_mut(path)
                 {
                     *size = *cut;
@@ -291,8 +292,10 @@ impl Change {
                     vec![Piece { start: 0, len: *size, seed: *seed }]
                 };
                 let what = What::File { size: *size, pieces };
-                tree.entries
-                    .insert(path.clone(), Entry { what, mode: 0o644, uid: 0, gid: 0, mtime: at });
+                tree.entries.insert(
+                    path.clone(),
+                    ModelEntry { what, mode: 0o644, uid: 0, gid: 0, mtime: at },
+                );
             }
             Self::Chmod { path, mode } => {
                 if let Some(entry) = tree.entries.get_mut(path) {
@@ -364,10 +367,10 @@ mod tests {
 
     #[test]
     fn the_tree_is_as_large_as_it_says() {
-        let tree = Tree::planted(1);
+        let tree = ModelTree::generate(1);
         assert_eq!(tree.files().len(), FILES);
         assert!((120 << 20..320 << 20).contains(&tree.bytes()), "{}", tree.bytes());
-        assert_eq!(Tree::planted(1), tree);
+        assert_eq!(ModelTree::generate(1), tree);
         let mut changed = tree.clone();
         changes(&tree, 2)
             .iter()

@@ -1,6 +1,6 @@
 //! Through the user-space NFS client, where there is no kernel client.
 
-use super::attributes::{Attributes, Stat};
+use super::attributes::{NewAttributes, Stat};
 use super::model::{leaf, parent};
 use crate::fs::api::{CreateHow, DirCookie, IO_BYTES_MAX, SetAttr, SetTime, Special, Stability};
 use crate::nfs::client::{Client, ClientError, FileHandle};
@@ -155,7 +155,7 @@ impl UserFiles {
         Ok(())
     }
 
-    pub async fn set(&self, path: &str, attributes: Attributes) -> anyhow::Result<()> {
+    pub async fn set(&self, path: &str, attributes: NewAttributes) -> anyhow::Result<()> {
         let at = SetTime::To(attributes.mtime);
         let (uid, gid) = (Some(attributes.uid), Some(attributes.gid));
         // As chown(2) and chmod(2) do it: a change of owner may clear set-id bits.

@@ -1,20 +1,20 @@
 //! Making a tree in a volume, changing it, and comparing it with its model.
 
-use super::attributes::{Attributes, Stat};
-use super::files::Files;
-use super::model::{Change, Entry, Piece, Tree, What, content, join};
+use super::attributes::{NewAttributes, Stat};
+use super::files::MountedFiles;
+use super::model::{Change, ModelEntry, ModelTree, Piece, What, content, join};
 use crate::fs::api::FileKind;
 use crate::types::Timestamp;
 use anyhow::{bail, ensure};
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
 
-/// Files written or read at once.
+/// MountedFiles written or read at once.
 const AT_ONCE: usize = 16;
 /// Bytes of one write or read.
 const PART: usize = 1 << 20;
 
-async fn write_pieces(files: &Files, path: &str, pieces: &[Piece]) -> anyhow::Result<()> {
+async fn write_pieces(files: &MountedFiles, path: &str, pieces: &[Piece]) -> anyhow::Result<()> {
     for piece in pieces {
         let (mut at, end) = (piece.start, piece.start + piece.len);
         while at < end {
@@ -27,7 +27,12 @@ async fn write_pieces(files: &Files, path: &str, pieces: &[Piece]) -> anyhow::Re
     Ok(())
 }
 
-async fn plant_file(files: &Files, path: &str, size: u64, pieces: &[Piece]) -> anyhow::Result<()> {
+async fn create_file(
+    files: &MountedFiles,
+    path: &str,
+    size: u64,
+    pieces: &[Piece],
+) -> anyhow::Result<()> {
     files.create(path).await?;
     write_pieces(files, path, pieces).await?;
     if pieces.iter().all(|piece| piece.start + piece.len < size) && size > 0 {
@@ -36,25 +41,27 @@ async fn plant_file(files: &Files, path: &str, size: u64, pieces: &[Piece]) -> a
     files.fsync(path).await
 }
 
-async fn set(files: &Files, path: &str, entry: &Entry) -> anyhow::Result<()> {
+async fn set(files: &MountedFiles, path: &str, entry: &ModelEntry) -> anyhow::Result<()> {
     // The mode of a symbolic link means nothing and cannot be set.
     let mode = (!matches!(entry.what, What::Symlink(_))).then_some(entry.mode);
-    files.set(path, Attributes { mode, uid: entry.uid, gid: entry.gid, mtime: entry.mtime }).await
+    files
+        .set(path, NewAttributes { mode, uid: entry.uid, gid: entry.gid, mtime: entry.mtime })
+        .await
 }
 
 /// Makes the whole tree.
-pub async fn plant(files: &Files, tree: &Tree) -> anyhow::Result<()> {
+pub async fn create(files: &MountedFiles, tree: &ModelTree) -> anyhow::Result<()> {
     for (path, _) in tree.entries.iter().filter(|(path, e)| e.what == What::Dir && !path.is_empty())
     {
         files.mkdir(path).await?;
     }
-    let planted = tree.entries.iter().filter_map(|(path, entry)| match &entry.what {
+    let files_to_write = tree.entries.iter().filter_map(|(path, entry)| match &entry.what {
         What::File { size, pieces } => Some((path.clone(), *size, pieces.clone())),
         _ => None,
     });
-    let planted: Vec<_> = planted.collect();
-    futures::stream::iter(planted)
-        .map(|(path, size, pieces)| async move { plant_file(files, &path, size, &pieces).await })
+    let files_to_write: Vec<_> = files_to_write.collect();
+    futures::stream::iter(files_to_write)
+        .map(|(path, size, pieces)| async move { create_file(files, &path, size, &pieces).await })
         .buffer_unordered(AT_ONCE)
         .try_collect::<Vec<()>>()
         .await?;
@@ -75,9 +82,9 @@ pub async fn plant(files: &Files, tree: &Tree) -> anyhow::Result<()> {
 }
 
 /// Makes changes in the volume and in the model.
-pub async fn change(
-    files: &Files,
-    tree: &mut Tree,
+pub async fn apply(
+    files: &MountedFiles,
+    tree: &mut ModelTree,
     changes: &[Change],
     at: Timestamp,
 ) -> anyhow::Result<()> {
@@ -94,7 +101,7 @@ pub async fn change(
                 } else {
                     vec![Piece { start: 0, len: *size, seed: *seed }]
                 };
-                plant_file(files, path, *size, &pieces).await?;
+                create_file(files, path, *size, &pieces).await?;
             }
             Change::Chmod { path, mode } => files.chmod(path, *mode).await?,
             Change::Rename { from, to } => files.rename(from, to).await?,
@@ -123,7 +130,7 @@ pub struct Compared {
 }
 
 /// Every name, every attribute, every byte.
-pub async fn compare(files: &Files, tree: &Tree) -> anyhow::Result<Compared> {
+pub async fn compare(files: &MountedFiles, tree: &ModelTree) -> anyhow::Result<Compared> {
     let paths: Vec<String> = tree.entries.keys().cloned().collect();
     let compared = futures::stream::iter(paths)
         .map(|path| async move { compare_one(files, tree, &path).await });
@@ -131,7 +138,7 @@ pub async fn compare(files: &Files, tree: &Tree) -> anyhow::Result<Compared> {
     Ok(Compared { objects: compared.len(), bytes: compared.iter().sum() })
 }
 
-async fn compare_one(files: &Files, tree: &Tree, path: &str) -> anyhow::Result<u64> {
+async fn compare_one(files: &MountedFiles, tree: &ModelTree, path: &str) -> anyhow::Result<u64> {
     let target = tree.target(path);
     let Some(entry) = tree.entries.get(&target) else {
         bail!("/{path}: the model has no such name")
@@ -190,7 +197,12 @@ fn first_difference<'a>(found: &'a [String], expected: &'a [String]) -> Option<&
         .or_else(|| expected.iter().find(|name| !found.contains(name)))
 }
 
-fn compare_stat(tree: &Tree, path: &str, entry: &Entry, stat: &Stat) -> anyhow::Result<()> {
+fn compare_stat(
+    tree: &ModelTree,
+    path: &str,
+    entry: &ModelEntry,
+    stat: &Stat,
+) -> anyhow::Result<()> {
     let (kind, size) = match &entry.what {
         What::Dir => (FileKind::Directory, None),
         What::Symlink(to) => (FileKind::Symlink, Some(to.len() as u64)),
