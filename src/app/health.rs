@@ -13,7 +13,7 @@
 //! ([`Health::serve_own`]), where no other process can answer for it.
 
 use super::handover::{Listening, Service, Sockets};
-use crate::bucket::Requests;
+use super::metrics;
 use crate::control::Pools;
 use crate::control::policy::PolicyStatus;
 use crate::csi::RegistrationState;
@@ -25,8 +25,7 @@ use axum::http::StatusCode;
 use axum::response::IntoResponse;
 use axum::routing::get;
 use parking_lot::{Mutex, RwLock};
-use std::fmt::Write;
-use std::io::{Read, Write as _};
+use std::io::{Read, Write};
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
@@ -98,7 +97,7 @@ impl Health {
         Router::new()
             .route("/healthz", get(async || "ok\n"))
             .route("/readyz", get(ready))
-            .route("/metrics", get(metrics))
+            .route("/metrics", get(prometheus))
             .with_state(self.clone())
     }
 
@@ -208,15 +207,20 @@ async fn ready(State(health): State<Health>) -> impl IntoResponse {
     }
 }
 
-async fn metrics(State(health): State<Health>) -> impl IntoResponse {
+async fn prometheus(State(health): State<Health>) -> impl IntoResponse {
     let text = match &*health.phase.read() {
         Phase::Waiting(_) | Phase::Standby => String::new(),
-        Phase::Serving(serving) => text(serving),
+        Phase::Serving(serving) => serving.metrics(),
     };
     ([("content-type", "text/plain; version=0.0.4")], text)
 }
 
 impl Serving {
+    fn metrics(&self) -> String {
+        let Self { pools, volumes, policies, registration } = self;
+        metrics::text(pools, volumes, policies, registration.as_ref())
+    }
+
     /// The reasons why it is not ready, one per line.
     fn missing(&self) -> String {
         let pools = self
@@ -236,80 +240,6 @@ impl Serving {
         let refusing = refusing.map(|(pool, why)| format!("pool {pool} is not writable: {why}\n"));
         pools.chain(refusing).chain(registration).collect()
     }
-}
-
-/// Escapes a label's value for the text format.
-fn label(value: &str) -> String {
-    value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
-}
-
-fn text(serving: &Serving) -> String {
-    let Serving { pools, volumes, policies, registration } = serving;
-    let mut text = String::from(
-        "# HELP zerofs_pool_open Whether the pool is open.\n# TYPE zerofs_pool_open gauge\n",
-    );
-    let mut line = |line: std::fmt::Arguments<'_>| {
-        // Writing to a string does not fail.
-        let _ = text.write_fmt(line);
-    };
-    pools.iter().for_each(|pool| {
-        line(format_args!("zerofs_pool_open{{pool=\"{}\"}} 1\n", label(&pool.name)));
-    });
-    pools.not_open().iter().for_each(|(pool, _)| {
-        line(format_args!("zerofs_pool_open{{pool=\"{}\"}} 0\n", label(pool)));
-    });
-    line(format_args!(
-        "# HELP zerofs_volumes_open Volumes that are open in this process.\n\
-         # TYPE zerofs_volumes_open gauge\n"
-    ));
-    line(format_args!("zerofs_volumes_open {}\n", volumes.list().len()));
-    let what = "Whether a damaged table keeps the volume's database from being compacted; it will \
-        stop accepting changes.";
-    line(format_args!("# HELP zerofs_volume_damaged {what}\n# TYPE zerofs_volume_damaged gauge\n"));
-    for volume in volumes.list() {
-        let (dataset, damaged) =
-            (label(volume.dataset.name.as_str()), u8::from(volume.fs.damage().is_some()));
-        line(format_args!("zerofs_volume_damaged{{dataset=\"{dataset}\"}} {damaged}\n"));
-    }
-    if let Some(registration) = registration {
-        line(format_args!(
-            "# HELP zerofs_plugin_registered Whether kubelet has registered the driver.\n"
-        ));
-        line(format_args!("# TYPE zerofs_plugin_registered gauge\n"));
-        line(format_args!("zerofs_plugin_registered {}\n", u8::from(registration.is_registered())));
-    }
-    let counts: Vec<_> =
-        pools.iter().filter_map(|pool| Some((&pool.name, policies.of(pool.id())?))).collect();
-    line(format_args!(
-        "# HELP zerofs_policies Datasets with a snapshot policy.\n# TYPE zerofs_policies gauge\n"
-    ));
-    for (pool, counts) in &counts {
-        line(format_args!("zerofs_policies{{pool=\"{}\"}} {}\n", label(pool), counts.policies));
-    }
-    let what = "Datasets whose newest policy snapshot has been missing for half an hour.";
-    line(format_args!(
-        "# HELP zerofs_policies_overdue {what}\n# TYPE zerofs_policies_overdue gauge\n"
-    ));
-    for (pool, counts) in &counts {
-        let (pool, overdue) = (label(pool), counts.overdue);
-        line(format_args!("zerofs_policies_overdue{{pool=\"{pool}\"}} {overdue}\n"));
-    }
-    line(format_args!(
-        "# HELP zerofs_requests_total Requests to the pool's object store, including retries.\n\
-         # TYPE zerofs_requests_total counter\n"
-    ));
-    for pool in pools.iter() {
-        let Requests { get, put, list, delete, head } = pool.catalog.bucket().requests();
-        for (kind, count) in
-            [("get", get), ("put", put), ("list", list), ("delete", delete), ("head", head)]
-        {
-            let pool = label(&pool.name);
-            line(format_args!(
-                "zerofs_requests_total{{pool=\"{pool}\",kind=\"{kind}\"}} {count}\n"
-            ));
-        }
-    }
-    text
 }
 
 #[cfg(test)]
@@ -353,7 +283,7 @@ mod tests {
             policies: policies(),
             registration,
         };
-        let text = || text(&serving(Some(registration.clone())));
+        let text = || serving(Some(registration.clone())).metrics();
         pools.not_yet("a\"b", "no answer".to_owned());
         let answer = ready(State(health.clone())).await.into_response();
         assert_eq!(answer.status(), StatusCode::SERVICE_UNAVAILABLE);
@@ -377,7 +307,7 @@ mod tests {
         // Like a server, which kubelet does not register.
         health.serving(pools.clone(), parts.volumes.clone(), policies(), None);
         assert_eq!(ready(State(health.clone())).await.into_response().status(), StatusCode::OK);
-        let text = super::text(&serving(None));
+        let text = serving(None).metrics();
         assert_eq!(asked().await.unwrap().unwrap(), "ok");
         health.stand_by();
         assert!(asked().await.unwrap().unwrap().contains("on standby"));

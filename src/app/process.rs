@@ -7,40 +7,28 @@
 
 use super::admin::AdminEdge;
 use super::channel::{AskerParts, ChannelParts};
-use super::collecting;
 use super::config::Config;
-use super::credentials::CredentialFiles;
-use super::endpoints::NfsEndpoints;
-use super::handover::{
-    Activation, HandoverListener, Listening, Predecessor, Service, Sockets, wait_until_active,
-};
+use super::handover::{Activation, HandoverListener, Predecessor, Sockets, wait_until_active};
 use super::health::Health;
-use super::lifecycle::{
-    self, Ended, Endings, FLUSH_LIMIT, HandoverInput, HandoverOutcome, Lifecycle, STOP_GRACE,
-};
+use super::lifecycle::{self, Ended, Endings, HandoverInput, HandoverOutcome, Lifecycle};
 use super::parts::Parts;
-use super::policies;
-use super::pools::{self, Missing, Opening};
+use super::period::Period;
+use super::process_pools::ProcessPools;
+use super::registration::Registration;
 use super::role::{NodeRole, Role, ServeRole};
 use super::served::{Served, bind, quiesce_exports, serve_nfs, start_exports};
 use super::state_dir::{StateDir, StateFolder};
-use crate::control::channel::Channel;
-use crate::control::cluster;
-use crate::control::node::{Mounts, NodeAgent};
-use crate::control::secrets::{NoSecrets, Unlock};
-use crate::control::unlock::Unlocker;
-use crate::control::{Carriers, Controller, Pools, RequestServer, Tasks};
+use super::{cluster, collecting, policies, pools};
+use crate::control::{Carriers, Controller, Tasks};
 use crate::csi::{
     ControllerService, CsiServices, IdentityService, Living, NodeInfo, NodeService, Registrar,
-    RegistrationSocket, RegistrationState,
 };
-use crate::exports::{ServeTable, VolumeUsers};
+use crate::exports::ServeTable;
 use crate::mount::Mounter;
 use crate::nfs::{Budget, Options};
 use crate::types::WallClock;
 use anyhow::Context;
 use futures::FutureExt;
-use parking_lot::Mutex;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -71,56 +59,10 @@ pub(super) struct Process<'a, M> {
     pub admin: Option<AdminEdge>,
 }
 
-/// The pools of a process.
-enum ProcessPools {
-    /// A server opens all of them before it serves.
-    Open(Pools),
-    /// Others serve while their pools are being opened.
-    Opening { opening: Opening, unlocker: Option<Arc<Unlocker>> },
-}
-
-impl ProcessPools {
-    async fn start<M>(process: &Process<'_, M>) -> anyhow::Result<Self> {
-        let files = CredentialFiles::read(&process.config);
-        let started = match process.role {
-            Role::Serve(_) => Self::Open(pools::open(&process.config, Missing::Create).await?),
-            Role::Controller | Role::Node(_) => Self::Opening {
-                opening: pools::open_patiently(&process.config, &process.stop)?,
-                unlocker: None,
-            },
-        };
-        tokio::spawn(files.follow(started.pools().clone(), process.stop.clone()));
-        Ok(started)
-    }
-
-    fn pools(&self) -> &Pools {
-        match self {
-            Self::Open(pools) => pools,
-            Self::Opening { opening, .. } => &opening.pools,
-        }
-    }
-
-    /// Takes the secrets of requests, once each pool was tried.
-    async fn unlock<M>(&mut self, process: &Process<'_, M>) -> anyhow::Result<Arc<dyn Unlock>> {
-        let Self::Opening { opening, unlocker } = self else { return Ok(Arc::new(NoSecrets)) };
-        if let Some(unlocker) = unlocker {
-            return Ok(unlocker.clone());
-        }
-        opening.tried().await;
-        let run_dir = match &process.role {
-            Role::Node(node) => node.run_dir.as_deref(),
-            Role::Controller | Role::Serve(_) => None,
-        };
-        let started = pools::unlocker(&process.config, opening.pools.clone(), run_dir).await?;
-        *unlocker = Some(started.clone());
-        Ok(started)
-    }
-}
-
 /// Runs until `stop`, or until another process has taken over and serves.
 pub(super) async fn run_role<M: Mounter>(process: Process<'_, M>) -> anyhow::Result<()> {
     let Some(state_dir) = process.role.state_dir() else {
-        let mut pools = ProcessPools::start(&process).await?;
+        let mut pools = process.pools().await?;
         return Box::pin(process.active_period(None, &mut pools, None)).await.map(drop);
     };
     let folder = StateFolder::open(state_dir)?;
@@ -130,7 +72,7 @@ pub(super) async fn run_role<M: Mounter>(process: Process<'_, M>) -> anyhow::Res
         (Some(_), Role::Serve(ServeRole { nfs_listen: Some(at), .. })) => Some(bind(*at).await?),
         _ => None,
     };
-    let mut pools = ProcessPools::start(&process).await?;
+    let mut pools = process.pools().await?;
     if activation.is_none() {
         activation = process.wait(&folder, &mut pools).await?;
     }
@@ -144,24 +86,11 @@ pub(super) async fn run_role<M: Mounter>(process: Process<'_, M>) -> anyhow::Res
     Ok(())
 }
 
-/// The registration with kubelet, and its socket until that is handed over.
-#[derive(Default)]
-struct Registration {
-    state: RegistrationState,
-    socket: Mutex<Option<RegistrationSocket>>,
-}
-
-impl Registration {
-    /// The socket for the next process. A socket through which kubelet has not registered the
-    /// driver is not handed over: the next process creates a new one, and kubelet starts over.
-    fn take(&self) -> Option<Listening> {
-        let socket = self.socket.lock().take().filter(|_| self.state.is_registered())?;
-        let path = socket.path().to_owned();
-        Some(Listening::on_path(Service::Registration, path, socket.give()))
-    }
-}
-
 impl<M: Mounter> Process<'_, M> {
+    async fn pools(&self) -> anyhow::Result<ProcessPools> {
+        ProcessPools::start(&self.config, &self.role, &self.stop).await
+    }
+
     /// Waits until this process is active. `None`: it was stopped before.
     async fn wait(
         &self,
@@ -170,7 +99,7 @@ impl<M: Mounter> Process<'_, M> {
     ) -> anyhow::Result<Option<Activation>> {
         // A defect of this process must show before anything changes for the active one.
         self.check_socket_folders()?;
-        pools.unlock(self).await?;
+        pools.unlock(&self.config, &self.role).await?;
         let patience = matches!(self.role, Role::Serve(_)).then_some(SERVER_PATIENCE);
         let hello = |pools| self.role.hello(pools);
         let waiting = |why| self.health.wait(why);
@@ -296,7 +225,7 @@ impl<M: Mounter> Process<'_, M> {
         pools: &mut ProcessPools,
     ) -> anyhow::Result<Option<JoinHandle<std::io::Result<()>>>> {
         let Period { lifecycle, parts, agent, .. } = period;
-        let unlock = pools.unlock(self).await?;
+        let unlock = pools.unlock(&self.config, &self.role).await?;
         let controller = self.controller(period);
         let tasks = Tasks::new(lifecycle.work.child_token());
         self.start_work(period, controller.as_ref(), &tasks);
@@ -416,7 +345,7 @@ impl<M: Mounter> Process<'_, M> {
                 work.clone(),
             ));
             if matches!(self.role, Role::Controller) {
-                watch_cluster(controller, lifecycle);
+                cluster::watch(controller, lifecycle);
             }
         }
     }
@@ -428,7 +357,6 @@ impl<M: Mounter> Process<'_, M> {
         IdentityService { driver: parts.config.driver_name.clone(), with_controller, ready }
     }
 
-    /// Makes the driver known to kubelet.
     fn register(&self, period: &Period<M>, sockets: &Sockets) -> anyhow::Result<()> {
         let Period { lifecycle, parts, registration, .. } = period;
         let Role::Node(NodeRole { registration: Some((registry_dir, endpoint)), .. }) = &self.role
@@ -441,21 +369,7 @@ impl<M: Mounter> Process<'_, M> {
             endpoint: endpoint.clone(),
             state: registration.state.clone(),
         };
-        let inherited = sockets.take_path(Service::Registration, &registrar.path());
-        let registering = registrar.listen(inherited).context("kubelet's registration folder")?;
-        *registration.socket.lock() = Some(registering.socket()?);
-        let (serve, stop) =
-            (registrar.serve(registering, lifecycle.services.clone()), self.stop.clone());
-        lifecycle.service_tasks.spawn(async move {
-            if let Err(error) = serve.await {
-                tracing::error!(
-                    %error,
-                    "kubelet cannot register the driver; check the registration folder; stopping"
-                );
-                stop.cancel();
-            }
-        });
-        Ok(())
+        registration.register(registrar, lifecycle, sockets, self.stop.clone())
     }
 
     fn ready_line(&self, served: Option<&Served>) -> String {
@@ -492,107 +406,5 @@ async fn announce(sockets: &Sockets, predecessor: Option<&Predecessor>) {
     sockets.clear();
     if let Some(predecessor) = predecessor {
         predecessor.serving().await;
-    }
-}
-
-/// Watches the nodes of the cluster. A failure to watch keeps nothing else from working.
-fn watch_cluster(controller: &Arc<Controller>, lifecycle: &Lifecycle) {
-    let server = match cluster::in_cluster() {
-        Ok(Some(server)) => server,
-        Ok(None) => {
-            tracing::info!(
-                "not running in a Kubernetes cluster; volumes of lost nodes wait for lease expiry, \
-                 or for `dataset release --force`"
-            );
-            return;
-        }
-        Err(error) => return cannot_watch(&*error),
-    };
-    let (controller, stop) = (controller.clone(), lifecycle.work.clone());
-    lifecycle.work_tasks.spawn(async move {
-        if let Err(error) = cluster::watch(server, controller, stop).await {
-            cannot_watch(&error);
-        }
-    });
-}
-
-fn cannot_watch(error: &(dyn std::error::Error + 'static)) {
-    tracing::warn!(
-        error,
-        "cannot watch nodes; volumes of lost nodes wait for lease expiry; check the pod's \
-         ServiceAccount"
-    );
-}
-
-/// The running parts of an active period.
-struct Period<M> {
-    lifecycle: Lifecycle,
-    parts: Parts,
-    /// None in a controller.
-    agent: Option<Arc<NodeAgent<M, NfsEndpoints>>>,
-    /// The exports of a server.
-    served: Option<Served>,
-    registration: Registration,
-    /// Carries out what other processes ask for. None in a controller.
-    requests: Option<Arc<RequestServer>>,
-    /// How this process asks others.
-    carriers: Carriers,
-    /// The key by which owners know a controller.
-    asker: Option<Arc<Channel>>,
-}
-
-impl<M: Mounter> Period<M> {
-    /// Begins to take the requests of other processes, and what they relay. `port`: the channel's.
-    fn take_requests(&mut self, port: Option<ChannelParts>) -> anyhow::Result<()> {
-        let Some(agent) = &self.agent else { return Ok(()) };
-        let mounts: Arc<dyn Mounts> = match &self.served {
-            Some(Served { exports, .. }) => {
-                Arc::new(VolumeUsers { mounts: agent.clone(), exports: exports.clone() })
-            }
-            None => agent.clone(),
-        };
-        let (pools, volumes) = (self.parts.pools.clone(), self.parts.volumes.clone());
-        let channel = port.as_ref().map(|port| port.channel.clone());
-        let requests =
-            Arc::new(RequestServer::new(pools.clone(), volumes, mounts).with_channel(channel));
-        self.requests = Some(requests.clone());
-        if let Some(port) = port {
-            let work = (&self.lifecycle.work, &self.lifecycle.work_tasks);
-            port.serve(pools, agent.endpoints().owned(), requests, work)?;
-        }
-        Ok(())
-    }
-
-    /// Ends in order: every acknowledged change is in the store, and volumes that are not mounted
-    /// are released.
-    async fn stop(self) -> anyhow::Result<()> {
-        let exports = match self.served {
-            Some(Served { exports, nfs }) => {
-                if let Some(server) = nfs
-                    && !server.stop(STOP_GRACE).await
-                {
-                    tracing::warn!("NFS calls did not end in time; closed their connections");
-                }
-                Some(exports)
-            }
-            None => None,
-        };
-        if let Some(agent) = &self.agent {
-            agent.end().await;
-        }
-        if let Some(asker) = &self.asker {
-            asker.withdraw().await;
-        }
-        self.lifecycle.stop().await;
-        if let Some(requests) = &self.requests {
-            requests.finish(STOP_GRACE).await;
-        }
-        let closed = match exports {
-            Some(exports) => exports.close(FLUSH_LIMIT).await,
-            None => Ok(()),
-        };
-        self.parts.volumes.open_snapshots().close().await;
-        lifecycle::flush_staged(&self.parts).await?;
-        Ok(closed?)
     }
 }
