@@ -42,7 +42,7 @@ pub enum Transport {
 
 /// The caller of a request, and its session if it has one.
 #[derive(Clone, Debug)]
-pub struct Known {
+pub struct Authenticated {
     pub caller: Caller,
     pub session: Option<Session>,
     pub peer: Peer,
@@ -100,10 +100,10 @@ impl Access {
         method: &Method,
         uri: &Uri,
         headers: &HeaderMap,
-    ) -> Result<Known, Problem> {
+    ) -> Result<Authenticated, Problem> {
         let known = match bearer(headers)? {
             Some(token) => match self.tokens.by_token(token) {
-                Some(caller) => Known { caller, session: None, peer },
+                Some(caller) => Authenticated { caller, session: None, peer },
                 None => return Err(self.wrong_token(peer).await),
             },
             None => self.without_token(peer, method, uri, headers)?,
@@ -123,21 +123,25 @@ impl Access {
         method: &Method,
         uri: &Uri,
         headers: &HeaderMap,
-    ) -> Result<Known, Problem> {
+    ) -> Result<Authenticated, Problem> {
         if let Some(id) = cookie(headers, cookie_name(peer.transport)) {
             let session = self.sessions.find(id).filter(|session| self.still_holds(session));
             let session = session.ok_or_else(|| {
                 Problem::unauthenticated("the session has ended: log in again with a token")
             })?;
             from_this_site(peer, method, uri, headers, Some(&session.csrf))?;
-            return Ok(Known { caller: session.caller.clone(), session: Some(session), peer });
+            return Ok(Authenticated {
+                caller: session.caller.clone(),
+                session: Some(session),
+                peer,
+            });
         }
         // A browser presents its certificate to whatever page asks for a request.
         from_this_site(peer, method, uri, headers, None)?;
         let of_peer = peer.uid.and_then(|uid| self.users.identify(uid));
         let of_certificate = || peer.certificate.and_then(|it| self.tokens.by_certificate(it));
         match of_peer.or_else(of_certificate) {
-            Some(caller) => Ok(Known { caller, session: None, peer }),
+            Some(caller) => Ok(Authenticated { caller, session: None, peer }),
             None => Err(Problem::unauthenticated(
                 "log in, or send a token: `Authorization: Bearer TOKEN`; `zerofs-csi token create` \
                  makes one",

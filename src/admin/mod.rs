@@ -5,7 +5,7 @@
 //! - [`grpc`]: the interface for programs, and [`Client`] its client.
 //! - [`rest`]: the interface in JSON. [`web`]: the page that stands on it.
 //!
-//! It translates requests into the use cases of `control`, and decides nothing but who may ask.
+//! Requests become calls of the use cases of `control`; only who may ask is decided here.
 //! Nothing of it is kept on a disk or in the bucket: a crash ends sessions and requests in progress.
 
 pub mod access;

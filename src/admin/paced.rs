@@ -256,16 +256,16 @@ mod tests {
     }
 
     /// Stands for what an answer holds, to tell when it is dropped.
-    struct Place(Arc<AtomicBool>);
+    struct DropFlag(Arc<AtomicBool>);
 
-    impl Drop for Place {
+    impl Drop for DropFlag {
         fn drop(&mut self) {
             self.0.store(false, Ordering::Relaxed);
         }
     }
 
     /// Answers without an end; that to `/stalled` holds the place.
-    async fn serve(connection: tokio::io::DuplexStream, place: Place) {
+    async fn serve(connection: tokio::io::DuplexStream, place: DropFlag) {
         let place = Mutex::new(Some(place));
         let service = service_fn(move |request: Request<Incoming>| {
             let held = place.lock().take_if(|_| request.uri().path() == "/stalled");
@@ -284,7 +284,7 @@ mod tests {
     async fn a_stream_that_stalls_ends_while_another_one_goes_on() {
         let (near, far) = tokio::io::duplex(1 << 16);
         let is_held = Arc::new(AtomicBool::new(true));
-        tokio::spawn(serve(near, Place(is_held.clone())));
+        tokio::spawn(serve(near, DropFlag(is_held.clone())));
         let connected =
             hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(far));
         let (mut client, connection) = connected.await.unwrap();

@@ -1,6 +1,6 @@
-//! What the interfaces of the edge share: the use cases of the process, and who may call them.
+//! State shared by the administration interfaces: the use cases of the process, and who may call them.
 
-use super::access::{Access, Known};
+use super::access::{Access, Authenticated};
 use super::auth::audit::{self, Audited};
 use super::auth::{Action, Resource};
 use super::problem::Problem;
@@ -41,7 +41,7 @@ impl Admin {
     /// When the caller may not do this.
     pub async fn allow(
         &self,
-        known: &Known,
+        known: &Authenticated,
         action: Action,
         resource: &Resource,
     ) -> Result<(), Problem> {
@@ -49,7 +49,7 @@ impl Admin {
     }
 
     /// Returns whether the caller may see a dataset.
-    pub async fn sees(&self, known: &Known, pool: &str, dataset: &str) -> bool {
+    pub async fn sees(&self, known: &Authenticated, pool: &str, dataset: &str) -> bool {
         let resource = Resource::dataset(pool, dataset);
         self.access.authorizer.allow(&known.caller, Action::List, &resource).await.is_ok()
     }
@@ -73,7 +73,7 @@ impl Admin {
     /// The browser of a dataset's pool, for a caller who may do this to the dataset.
     pub async fn browse(
         &self,
-        known: &Known,
+        known: &Authenticated,
         action: Action,
         pool: &str,
         dataset: &str,
@@ -92,6 +92,11 @@ impl Admin {
 }
 
 /// Begins work that the audit log has to show.
-pub fn audited(known: &Known, action: Action, what: &'static str, object: String) -> Audited {
+pub fn audited(
+    known: &Authenticated,
+    action: Action,
+    what: &'static str,
+    object: String,
+) -> Audited {
     audit::begin(&known.caller, known.peer.at, action, what, object)
 }

@@ -8,7 +8,7 @@ use crate::admin::access::{Access, Transport};
 use crate::admin::auth::TokenFile;
 use crate::admin::auth::tls::Tls;
 use crate::admin::listener::Listener;
-use crate::admin::rest::{Page, Rest};
+use crate::admin::rest::{Rest, WebPage};
 use crate::admin::{Admin, AdminConfig, grpc};
 use crate::control::Controller;
 use crate::control::Tasks;
@@ -34,7 +34,7 @@ pub struct AdminOptions {
     pub listen: Option<SocketAddr>,
     /// A unix socket for the same. Root and the process's own user come in without a token.
     pub socket: Option<PathBuf>,
-    pub page: Page,
+    pub page: WebPage,
     pub exposure: Exposure,
 }
 
@@ -204,7 +204,7 @@ impl AdminEdge {
     /// Prints the address of the page with a token for one login, once in a process, to whoever has
     /// started it; never to the log, which others read.
     pub fn print_login(&self) {
-        if self.options.page == Page::Absent || self.has_printed.swap(true, Ordering::Relaxed) {
+        if self.options.page == WebPage::Absent || self.has_printed.swap(true, Ordering::Relaxed) {
             return;
         }
         let Some(url) = self.url() else { return };
@@ -244,7 +244,7 @@ mod tests {
         let options = |listen: &str, exposure| AdminOptions {
             listen: Some(listen.parse().unwrap()),
             socket: None,
-            page: Page::Absent,
+            page: WebPage::Absent,
             exposure,
         };
         let config = AdminConfig::default();

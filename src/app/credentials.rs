@@ -12,6 +12,7 @@ use super::config::{Config, PoolConfig};
 use super::pools::read_credentials;
 use crate::bucket::Folder;
 use crate::control::{Pool, Pools};
+use crate::types::Backoff;
 use std::path::PathBuf;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -38,7 +39,7 @@ struct CredentialFile {
 /// Credentials that do not work.
 struct Failed {
     digest: blake3::Hash,
-    wait: Duration,
+    backoff: Backoff,
     again: Instant,
 }
 
@@ -100,7 +101,9 @@ impl CredentialFile {
                 tracing::info!(pool = self.pool, "replaced the credentials of the pool");
             }
             Err(error) => {
-                let wait = before.map_or(RETRY_MIN, |failed| (failed.wait * 2).min(RETRY_MAX));
+                let mut backoff = before
+                    .map_or_else(|| Backoff::new(RETRY_MIN, RETRY_MAX), |failed| failed.backoff);
+                let wait = backoff.pause();
                 tracing::error!(
                     pool = self.pool,
                     file = %self.path.display(),
@@ -109,7 +112,7 @@ impl CredentialFile {
                     "the new credentials of the pool do not work; the old ones stay in use; \
                      correct the file or its Secret"
                 );
-                self.failed = Some(Failed { digest: now, wait, again: Instant::now() + wait });
+                self.failed = Some(Failed { digest: now, backoff, again: Instant::now() + wait });
             }
         }
     }

@@ -1,9 +1,9 @@
 //! Runs the snapshot policies of a controller's or server's pools.
 //!
-//! It looks at the clock some times a minute, which costs nothing: only what is due costs requests
+//! The clock is looked at some times a minute, which costs nothing: only what is due costs requests
 //! (`control::policy`), and a clock that was set is noticed.
 
-use crate::control::policy::{PolicyRunner, PolicyStatus, Turn};
+use crate::control::policy::{PolicyRunner, PolicyStatus, RunOutcome};
 use crate::control::{Controller, Pool};
 use crate::types::{PoolId, WallClock};
 use std::collections::HashMap;
@@ -41,8 +41,8 @@ pub async fn run(
 }
 
 async fn turn(runner: &mut PolicyRunner, pool: &Pool, clock: &WallClock) {
-    match Box::pin(runner.turn(clock.now())).await {
-        Ok(Turn::Done { snapshots, unchanged, deleted, failed }) => {
+    match Box::pin(runner.run_due(clock.now())).await {
+        Ok(RunOutcome::Done { snapshots, unchanged, deleted, failed }) => {
             tracing::info!(
                 pool = pool.name,
                 snapshots,
@@ -52,10 +52,10 @@ async fn turn(runner: &mut PolicyRunner, pool: &Pool, clock: &WallClock) {
                 "snapshot policies have run"
             );
         }
-        Ok(Turn::HeldBy(node)) => {
+        Ok(RunOutcome::HeldBy(node)) => {
             tracing::debug!(pool = pool.name, node, "another process runs the snapshot policies");
         }
-        Ok(Turn::Idle) => {}
+        Ok(RunOutcome::Idle) => {}
         Err(error) => {
             tracing::warn!(
                 pool = pool.name,

@@ -6,7 +6,7 @@ use crate::catalog::{Catalog, CatalogError, Secret};
 use crate::control::secrets::RequestSecrets;
 use crate::control::unlock::{OpenPool, PoolRefused, Unlocker};
 use crate::control::{Pool, Pools};
-use crate::types::{Class, Classify};
+use crate::types::{Backoff, Class, Classify};
 use anyhow::{Context, bail};
 use futures::future::BoxFuture;
 use std::collections::BTreeSet;
@@ -192,7 +192,7 @@ async fn keep_opening(
     tried: oneshot::Sender<()>,
     stop: CancellationToken,
 ) {
-    let (mut wait, mut tried) = (RETRY_MIN, Some(tried));
+    let (mut backoff, mut tried) = (Backoff::new(RETRY_MIN, RETRY_MAX), Some(tried));
     loop {
         let opened = tokio::select! {
             () = stop.cancelled() => return,
@@ -211,6 +211,7 @@ async fn keep_opening(
             tracing::info!(pool = name, "opened the pool");
             return;
         };
+        let wait = backoff.pause();
         tracing::warn!(
             pool = name,
             why,
@@ -221,7 +222,6 @@ async fn keep_opening(
             () = stop.cancelled() => return,
             () = tokio::time::sleep(wait) => {}
         }
-        wait = (wait * 2).min(RETRY_MAX);
     }
 }
 

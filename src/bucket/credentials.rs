@@ -3,7 +3,7 @@
 use super::BucketError;
 use super::folder::FolderStore;
 use super::http::Connector;
-use super::url::{Place, PoolUrl};
+use super::url::{Location, PoolUrl};
 use crate::telemetry::Failpoints;
 use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey};
 use object_store::azure::{AzureConfigKey, MicrosoftAzureBuilder};
@@ -111,8 +111,8 @@ pub(super) fn open(
     folder: Folder,
     failpoints: &Failpoints,
 ) -> Result<Arc<dyn ObjectStore>, BucketError> {
-    match url.place() {
-        Place::S3 { bucket } => {
+    match url.location() {
+        Location::S3 { bucket } => {
             let start = if credentials.environment {
                 AmazonS3Builder::from_env()
             } else {
@@ -128,7 +128,7 @@ pub(super) fn open(
             })?;
             finish(url, built.build())
         }
-        Place::Gcs { bucket } => {
+        Location::Gcs { bucket } => {
             let start = if credentials.environment {
                 GoogleCloudStorageBuilder::from_env()
             } else {
@@ -143,7 +143,7 @@ pub(super) fn open(
                 apply(url, credentials, start, |b, key: GoogleConfigKey, v| b.with_config(key, v))?;
             finish(url, built.build())
         }
-        Place::Azure { container } => {
+        Location::Azure { container } => {
             let start = if credentials.environment {
                 MicrosoftAzureBuilder::from_env()
             } else {
@@ -158,8 +158,8 @@ pub(super) fn open(
                 apply(url, credentials, start, |b, key: AzureConfigKey, v| b.with_config(key, v))?;
             finish(url, built.build())
         }
-        Place::Folder { path } => open_folder(url, path, folder, failpoints),
-        Place::Memory { name } => Ok(MEMORY.lock().entry(name.clone()).or_default().clone()),
+        Location::Folder { path } => open_folder(url, path, folder, failpoints),
+        Location::Memory { name } => Ok(MEMORY.lock().entry(name.clone()).or_default().clone()),
     }
 }
 

@@ -3,8 +3,8 @@
 
 use super::PutNew;
 use super::error::{InProgress, Meaning, TimedOut, TooShort, Truncated, generic, is, meaning};
-use super::limits::{Earlier, Gate, Kind, Limits, PAGE_KEYS, Puts, Requests};
-use super::pages::Pages;
+use super::limits::{Earlier, Limits, PAGE_KEYS, Puts, RequestKind, RequestLimiter, Requests};
+use super::pages::Listing;
 use super::rate::Rate;
 use super::refusal::Refusals;
 use async_trait::async_trait;
@@ -29,27 +29,31 @@ const BUFFERED_BYTES_MAX: u64 = 64 << 20;
 #[derive(Clone)]
 pub(super) struct Guarded {
     inner: Arc<dyn ObjectStore>,
-    gate: Arc<Gate>,
+    limiter: Arc<RequestLimiter>,
     refusals: Arc<Refusals>,
 }
 
 impl Guarded {
     pub fn new(inner: Arc<dyn ObjectStore>, limits: Limits, puts: Puts) -> Self {
-        Self { inner, gate: Arc::new(Gate::new(limits, puts)), refusals: Arc::default() }
+        Self {
+            inner,
+            limiter: Arc::new(RequestLimiter::new(limits, puts)),
+            refusals: Arc::default(),
+        }
     }
 
     /// The same store with other limits and counters at zero.
     pub fn with_limits(&self, limits: Limits) -> Self {
-        Self::new(self.inner.clone(), limits, self.gate.puts())
+        Self::new(self.inner.clone(), limits, self.limiter.puts())
     }
 
     pub fn requests(&self) -> Requests {
-        self.gate.requests()
+        self.limiter.requests()
     }
 
     /// Counts a read that was done beside the store.
     pub fn count_read(&self) {
-        self.gate.count(Kind::Get, 1);
+        self.limiter.count(RequestKind::Get, 1);
     }
 
     /// Returns the reason why the store refuses puts.
@@ -64,7 +68,7 @@ impl Guarded {
         payload: PutPayload,
         options: PutOptions,
     ) -> (Result<PutResult>, Earlier) {
-        let (bytes, rate) = (payload.content_length() as u64, &self.gate.rate);
+        let (bytes, rate) = (payload.content_length() as u64, &self.limiter.rate);
         let put = || async {
             let began = Instant::now();
             let put = self.put_once(at, &payload, &options).await?;
@@ -75,7 +79,7 @@ impl Guarded {
         loop {
             let turn = rate.turn(bytes).await;
             let at_rate = rate.now();
-            let (result, known) = self.gate.run(Kind::Put, bytes, put).await;
+            let (result, known) = self.limiter.run(RequestKind::Put, bytes, put).await;
             drop(turn);
             if known == Earlier::Unknown {
                 earlier = Earlier::Unknown;
@@ -103,7 +107,7 @@ impl Guarded {
         if !Rate::is_large(bytes) || !is::<TimedOut>(error) {
             return false;
         }
-        match self.gate.once(Kind::Head, 0, self.inner.head(at)).await {
+        match self.limiter.once(RequestKind::Head, 0, self.inner.head(at)).await {
             Ok(_) => true,
             Err(error) => !matches!(meaning(&error), Meaning::Passing | Meaning::Failing),
         }
@@ -162,7 +166,7 @@ impl Guarded {
     /// Finds the object that exists after a put-if-absent of unknown outcome.
     async fn find(&self, at: &Path, payload: &PutPayload, options: &PutOptions) -> Result<Found> {
         let wanted = payload.content_length() as u64;
-        self.gate.run(Kind::Get, wanted, || self.look(at, payload, options)).await.0
+        self.limiter.run(RequestKind::Get, wanted, || self.look(at, payload, options)).await.0
     }
 
     /// As [`Self::find`], within the attempt that the doubt came from.
@@ -203,7 +207,8 @@ impl Guarded {
             if matches!(meaning(&error), Meaning::Refused | Meaning::Failing)
                 || is::<Truncated>(&error)
             {
-                let bytes = self.gate.once(Kind::Head, 0, self.inner.head(at)).await?.size;
+                let bytes =
+                    self.limiter.once(RequestKind::Head, 0, self.inner.head(at)).await?.size;
                 if bytes < range.end {
                     return Err(generic(TooShort { bytes }));
                 }
@@ -211,8 +216,8 @@ impl Guarded {
             Err(error)
         };
         match Rate::is_large(wanted) {
-            true => self.gate.run_stepped(Kind::Get, read).await,
-            false => self.gate.run(Kind::Get, wanted, read).await.0,
+            true => self.limiter.run_stepped(RequestKind::Get, read).await,
+            false => self.limiter.run(RequestKind::Get, wanted, read).await.0,
         }
     }
 
@@ -222,7 +227,7 @@ impl Guarded {
                 range: Some(GetRange::Bounded(range.clone())),
                 ..GetOptions::default()
             };
-            return self.body(self.gate.step(self.inner.get_opts(at, options)).await?).await;
+            return self.body(self.limiter.step(self.inner.get_opts(at, options)).await?).await;
         }
         let found = self.inner.get_ranges(at, std::slice::from_ref(range)).await?;
         Ok(found.into_iter().next_back().unwrap_or_default())
@@ -249,7 +254,7 @@ impl Guarded {
     }
 
     async fn part(&self, body: &mut BoxStream<'static, Result<Bytes>>) -> Result<Option<Bytes>> {
-        self.gate.step(async { body.next().await.transpose() }).await
+        self.limiter.step(async { body.next().await.transpose() }).await
     }
 
     /// Reads the body within the attempt, and checks that it is complete.
@@ -267,8 +272,8 @@ impl Guarded {
     }
 
     /// Every object below a prefix, some at a time.
-    pub fn pages(&self, prefix: Option<&Path>, after: Option<&Path>) -> Pages {
-        Pages::new(self.inner.clone(), self.gate.clone(), prefix.cloned(), after.cloned())
+    pub fn pages(&self, prefix: Option<&Path>, after: Option<&Path>) -> Listing {
+        Listing::new(self.inner.clone(), self.limiter.clone(), prefix.cloned(), after.cloned())
     }
 
     /// Deletes a page of keys; absent ones count as deleted.
@@ -284,7 +289,7 @@ impl Guarded {
             }
             Ok(())
         };
-        self.gate.run(Kind::Delete, 0, delete).await.0
+        self.limiter.run(RequestKind::Delete, 0, delete).await.0
     }
 
     pub async fn delete_all(&self, keys: &[Path]) -> Result<()> {
@@ -335,9 +340,10 @@ impl ObjectStore for Guarded {
         // acknowledgement from a conflict, but not where the store drops that mark. (A folder
         // recognises its own objects itself.)
         let bytes = payload.content_length() as u64;
-        let rate = &self.gate.rate;
+        let rate = &self.limiter.rate;
         let (turn, at_rate) = (rate.turn(bytes).await, rate.now());
-        let put = self.gate.once(Kind::Put, bytes, self.put_once(at, &payload, &options)).await;
+        let put =
+            self.limiter.once(RequestKind::Put, bytes, self.put_once(at, &payload, &options)).await;
         drop(turn);
         self.refusals.note(bytes, &put);
         let error = match put {
@@ -346,7 +352,7 @@ impl ObjectStore for Guarded {
         };
         if meaning(&error) != Meaning::Conflict
             || options.mode != PutMode::Create
-            || self.gate.puts() == Puts::Unlimited
+            || self.limiter.puts() == Puts::Unlimited
         {
             if self.is_slow(at, bytes, &error).await {
                 rate.was_too_slow(at_rate);
@@ -365,27 +371,27 @@ impl ObjectStore for Guarded {
         options: PutMultipartOptions,
     ) -> Result<Box<dyn MultipartUpload>> {
         let start = || self.inner.put_multipart_opts(at, options.clone());
-        let inner = self.gate.run(Kind::Put, 0, start).await.0?;
-        Ok(Box::new(GuardedUpload { inner, gate: self.gate.clone() }))
+        let inner = self.limiter.run(RequestKind::Put, 0, start).await.0?;
+        Ok(Box::new(GuardedUpload { inner, limiter: self.limiter.clone() }))
     }
 
     async fn get_opts(&self, at: &Path, options: GetOptions) -> Result<GetResult> {
-        let kind = if options.head { Kind::Head } else { Kind::Get };
+        let kind = if options.head { RequestKind::Head } else { RequestKind::Get };
         let read = || async {
-            let found = self.gate.step(self.inner.get_opts(at, options.clone())).await?;
+            let found = self.limiter.step(self.inner.get_opts(at, options.clone())).await?;
             let wanted = found.range.end.saturating_sub(found.range.start);
             if options.head || wanted > BUFFERED_BYTES_MAX {
                 return Ok(found);
             }
             self.buffered(found).await
         };
-        self.gate.run_stepped(kind, read).await
+        self.limiter.run_stepped(kind, read).await
     }
 
     async fn get_ranges(&self, at: &Path, ranges: &[Range<u64>]) -> Result<Vec<Bytes>> {
         // A range that reaches beyond the end returns the bytes up to the end.
         let wanted: u64 = ranges.iter().map(|r| r.end.saturating_sub(r.start)).sum();
-        self.gate.run(Kind::Get, wanted, || self.inner.get_ranges(at, ranges)).await.0
+        self.limiter.run(RequestKind::Get, wanted, || self.inner.get_ranges(at, ranges)).await.0
     }
 
     fn delete_stream(
@@ -417,20 +423,20 @@ impl ObjectStore for Guarded {
     }
 
     async fn list_with_delimiter(&self, prefix: Option<&Path>) -> Result<ListResult> {
-        self.gate.run(Kind::List, 0, || self.inner.list_with_delimiter(prefix)).await.0
+        self.limiter.run(RequestKind::List, 0, || self.inner.list_with_delimiter(prefix)).await.0
     }
 
     async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> Result<()> {
-        self.gate.once(Kind::Put, 0, self.inner.copy_opts(from, to, options)).await
+        self.limiter.once(RequestKind::Put, 0, self.inner.copy_opts(from, to, options)).await
     }
 
     async fn rename_opts(&self, from: &Path, to: &Path, options: RenameOptions) -> Result<()> {
-        self.gate.once(Kind::Put, 0, self.inner.rename_opts(from, to, options)).await
+        self.limiter.once(RequestKind::Put, 0, self.inner.rename_opts(from, to, options)).await
     }
 }
 
 /// In the order of keys: SlateDB lists what one database has.
-fn stream(pages: Pages) -> BoxStream<'static, Result<ObjectMeta>> {
+fn stream(pages: Listing) -> BoxStream<'static, Result<ObjectMeta>> {
     let listed = futures::stream::once(pages.collect());
     listed.map_ok(|found| futures::stream::iter(found).map(Ok)).try_flatten().boxed()
 }
@@ -439,7 +445,7 @@ fn stream(pages: Pages) -> BoxStream<'static, Result<ObjectMeta>> {
 /// came with the options.
 struct GuardedUpload {
     inner: Box<dyn MultipartUpload>,
-    gate: Arc<Gate>,
+    limiter: Arc<RequestLimiter>,
 }
 
 impl fmt::Debug for GuardedUpload {
@@ -451,17 +457,17 @@ impl fmt::Debug for GuardedUpload {
 #[async_trait]
 impl MultipartUpload for GuardedUpload {
     fn put_part(&mut self, data: PutPayload) -> UploadPart {
-        let gate = self.gate.clone();
+        let limiter = self.limiter.clone();
         let bytes = data.content_length() as u64;
         let part = self.inner.put_part(data);
-        Box::pin(async move { gate.once(Kind::Put, bytes, part).await })
+        Box::pin(async move { limiter.once(RequestKind::Put, bytes, part).await })
     }
 
     async fn complete(&mut self) -> Result<PutResult> {
-        self.gate.once(Kind::Put, 0, self.inner.complete()).await
+        self.limiter.once(RequestKind::Put, 0, self.inner.complete()).await
     }
 
     async fn abort(&mut self) -> Result<()> {
-        self.gate.once(Kind::Delete, 0, self.inner.abort()).await
+        self.limiter.once(RequestKind::Delete, 0, self.inner.abort()).await
     }
 }

@@ -60,7 +60,7 @@ impl Limits {
 }
 
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Kind {
+pub(super) enum RequestKind {
     Get,
     Put,
     List,
@@ -116,7 +116,7 @@ pub(super) enum Puts {
 
 /// Runs requests within the limits, and counts them.
 #[derive(Debug)]
-pub(super) struct Gate {
+pub(super) struct RequestLimiter {
     limits: Limits,
     puts: Puts,
     /// The rate of uploads.
@@ -125,7 +125,7 @@ pub(super) struct Gate {
     counts: [AtomicU64; 5],
 }
 
-impl Gate {
+impl RequestLimiter {
     pub fn new(limits: Limits, puts: Puts) -> Self {
         let permits = Semaphore::new(limits.concurrent.clamp(1, Semaphore::MAX_PERMITS));
         let rate = Rate::new(limits.bytes_per_sec);
@@ -136,14 +136,14 @@ impl Gate {
         self.puts
     }
 
-    fn body(&self, kind: Kind, bytes: u64) -> Duration {
+    fn body(&self, kind: RequestKind, bytes: u64) -> Duration {
         match kind {
-            Kind::Put => self.rate.time(bytes),
+            RequestKind::Put => self.rate.time(bytes),
             _ => self.limits.body(bytes),
         }
     }
 
-    pub fn count(&self, kind: Kind, n: u64) {
+    pub fn count(&self, kind: RequestKind, n: u64) {
         self.counts[kind as usize].fetch_add(n, Ordering::Relaxed);
     }
 
@@ -156,7 +156,7 @@ impl Gate {
     /// One attempt, within its own limit.
     pub async fn once<T>(
         &self,
-        kind: Kind,
+        kind: RequestKind,
         bytes: u64,
         request: impl Future<Output = object_store::Result<T>>,
     ) -> object_store::Result<T> {
@@ -165,7 +165,7 @@ impl Gate {
 
     async fn attempt<T>(
         &self,
-        kind: Kind,
+        kind: RequestKind,
         limit: Duration,
         request: impl Future<Output = object_store::Result<T>>,
     ) -> object_store::Result<T> {
@@ -183,7 +183,7 @@ impl Gate {
 
     async fn bounded<T>(
         &self,
-        kind: Kind,
+        kind: RequestKind,
         limit: Duration,
         request: impl Future<Output = object_store::Result<T>>,
     ) -> object_store::Result<T> {
@@ -192,7 +192,7 @@ impl Gate {
             request.await
         };
         match (kind, self.puts) {
-            (Kind::Put, Puts::Unlimited) => permitted.await,
+            (RequestKind::Put, Puts::Unlimited) => permitted.await,
             _ => tokio::time::timeout(limit, permitted)
                 .await
                 .unwrap_or_else(|_| Err(generic(TimedOut(limit)))),
@@ -203,7 +203,7 @@ impl Gate {
     /// size of the transfer.
     pub async fn run<T, F: Future<Output = object_store::Result<T>>>(
         &self,
-        kind: Kind,
+        kind: RequestKind,
         bytes: u64,
         request: impl FnMut() -> F,
     ) -> (object_store::Result<T>, Earlier) {
@@ -226,7 +226,7 @@ impl Gate {
     /// not known before: none is retried after `total`.
     pub async fn run_stepped<T, F: Future<Output = object_store::Result<T>>>(
         &self,
-        kind: Kind,
+        kind: RequestKind,
         request: impl FnMut() -> F,
     ) -> object_store::Result<T> {
         self.repeat(kind, Instant::now() + self.limits.total, |_| STEPS_MAX, request).await.0
@@ -250,7 +250,7 @@ impl Gate {
     /// One attempt within its own limit, which the caller counts.
     pub async fn uncounted<T>(
         &self,
-        kind: Kind,
+        kind: RequestKind,
         request: impl Future<Output = object_store::Result<T>>,
     ) -> object_store::Result<T> {
         self.bounded(kind, self.limits.attempt, request).await
@@ -258,7 +258,7 @@ impl Gate {
 
     async fn repeat<T, F: Future<Output = object_store::Result<T>>>(
         &self,
-        kind: Kind,
+        kind: RequestKind,
         deadline: Instant,
         limit: impl Fn(Duration) -> Duration,
         mut request: impl FnMut() -> F,
@@ -300,25 +300,26 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn an_outage_ends_in_an_error() {
-        let gate = Gate::new(Limits::default(), Puts::Limited);
+        let limiter = RequestLimiter::new(Limits::default(), Puts::Limited);
         let start = Instant::now();
-        let (result, earlier) =
-            gate.run(Kind::Get, 0, std::future::pending::<object_store::Result<()>>).await;
+        let (result, earlier) = limiter
+            .run(RequestKind::Get, 0, std::future::pending::<object_store::Result<()>>)
+            .await;
         assert!(result.is_err());
         assert_eq!(earlier, Earlier::Unknown);
         assert!(start.elapsed() <= Duration::from_secs(31), "{:?}", start.elapsed());
-        assert!((3..=4).contains(&gate.requests().get), "{:?}", gate.requests());
+        assert!((3..=4).contains(&limiter.requests().get), "{:?}", limiter.requests());
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_large_body_has_more_time() {
-        let gate = Gate::new(Limits::default(), Puts::Limited);
+        let limiter = RequestLimiter::new(Limits::default(), Puts::Limited);
         let slow = || async {
             tokio::time::sleep(Duration::from_secs(60)).await;
             Ok(())
         };
-        assert!(gate.run(Kind::Put, 0, slow).await.0.is_err());
-        assert!(gate.run(Kind::Put, 64 << 20, slow).await.0.is_ok());
+        assert!(limiter.run(RequestKind::Put, 0, slow).await.0.is_err());
+        assert!(limiter.run(RequestKind::Put, 64 << 20, slow).await.0.is_ok());
     }
 
     #[test]

@@ -333,7 +333,7 @@ impl Bucket {
 
 /// See [`Bucket::pages`].
 pub struct Pages {
-    pages: pages::Pages,
+    pages: pages::Listing,
     prefix: String,
     bucket: Bucket,
 }

@@ -3,11 +3,11 @@
 //! however long it takes, and holds one page in memory.
 //!
 //! Stores list in the order of keys; a folder does not. A listing without order is never continued
-//! after a failure, and neither is a short one: it starts over ([`Pages::collect`]), so that
+//! after a failure, and neither is a short one: it starts over ([`Listing::collect`]), so that
 //! nothing is missing where much depends on it.
 
 use super::error::{Meaning, meaning};
-use super::limits::{Gate, Kind, PAGE_KEYS};
+use super::limits::{PAGE_KEYS, RequestKind, RequestLimiter};
 use futures::StreamExt;
 use futures::stream::BoxStream;
 use object_store::path::Path;
@@ -17,9 +17,9 @@ use std::sync::Arc;
 /// A listing with fewer keys so far starts over where that is allowed.
 const SHORT: usize = 10_000;
 
-pub(super) struct Pages {
+pub(super) struct Listing {
     store: Arc<dyn ObjectStore>,
-    gate: Arc<Gate>,
+    limiter: Arc<RequestLimiter>,
     prefix: Option<Path>,
     /// Keys up to this one are skipped: the caller's start, then the last key that was returned.
     after: Option<Path>,
@@ -29,14 +29,23 @@ pub(super) struct Pages {
     is_done: bool,
 }
 
-impl Pages {
+impl Listing {
     pub fn new(
         store: Arc<dyn ObjectStore>,
-        gate: Arc<Gate>,
+        limiter: Arc<RequestLimiter>,
         prefix: Option<Path>,
         after: Option<Path>,
     ) -> Self {
-        Self { store, gate, prefix, after, open: None, given: 0, is_ordered: true, is_done: false }
+        Self {
+            store,
+            limiter,
+            prefix,
+            after,
+            open: None,
+            given: 0,
+            is_ordered: true,
+            is_done: false,
+        }
     }
 
     /// The next objects, at most a page of them; `None` after the last.
@@ -46,7 +55,7 @@ impl Pages {
 
     /// Every object, in the order of keys.
     pub async fn collect(mut self) -> Result<Vec<ObjectMeta>> {
-        let (after, deadline) = (self.after.clone(), self.gate.deadline());
+        let (after, deadline) = (self.after.clone(), self.limiter.deadline());
         let mut found = Vec::new();
         for attempt in 0.. {
             match self.rest(&mut found).await {
@@ -55,10 +64,10 @@ impl Pages {
                 Err(error)
                     if meaning(&error) == Meaning::Passing
                         && self.given > 0
-                        && self.gate.pause(attempt, deadline).await =>
+                        && self.limiter.pause(attempt, deadline).await =>
                 {
                     tracing::debug!(%error, "a listing failed midway; starting over");
-                    self = Self::new(self.store, self.gate, self.prefix, after.clone());
+                    self = Self::new(self.store, self.limiter, self.prefix, after.clone());
                     found.clear();
                 }
                 Err(error) => return Err(error),
@@ -78,7 +87,7 @@ impl Pages {
     /// `resumed`: the number of keys that must have been returned for the listing to be continued
     /// after a failure; one that returned none always is.
     async fn next_from(&mut self, resumed: usize) -> Result<Option<Vec<ObjectMeta>>> {
-        let deadline = self.gate.deadline();
+        let deadline = self.limiter.deadline();
         let mut attempt = 0;
         while !self.is_done {
             let error = match self.page().await {
@@ -89,7 +98,7 @@ impl Pages {
             let may_resume = self.given == 0 || (self.is_ordered && self.given >= resumed);
             if meaning(&error) != Meaning::Passing
                 || !may_resume
-                || !self.gate.pause(attempt, deadline).await
+                || !self.limiter.pause(attempt, deadline).await
             {
                 return Err(error);
             }
@@ -114,10 +123,10 @@ impl Pages {
             }
             Ok(page)
         };
-        let page = self.gate.uncounted(Kind::List, page).await;
+        let page = self.limiter.uncounted(RequestKind::List, page).await;
         // The end of a listing whose last page is full takes no request.
         if self.given == 0 || page.as_ref().is_ok_and(|page| !page.is_empty()) || page.is_err() {
-            self.gate.count(Kind::List, 1);
+            self.limiter.count(RequestKind::List, 1);
         }
         page
     }

@@ -13,7 +13,7 @@ use url::Url;
 const URL_BYTES_MAX: usize = 800;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(super) enum Place {
+pub(super) enum Location {
     S3 {
         bucket: String,
     },
@@ -38,13 +38,13 @@ pub(super) enum Place {
 #[serde(try_from = "String", into = "String")]
 pub struct PoolUrl {
     text: String,
-    place: Place,
+    location: Location,
     prefix: Path,
 }
 
 impl PoolUrl {
-    pub(super) fn place(&self) -> &Place {
-        &self.place
+    pub(super) fn location(&self) -> &Location {
+        &self.location
     }
 
     /// The prefix of all keys of the pool; empty for a folder, which is the pool.
@@ -57,16 +57,16 @@ impl PoolUrl {
     }
 
     pub(super) fn is_remote(&self) -> bool {
-        match self.place {
-            Place::S3 { .. } | Place::Gcs { .. } | Place::Azure { .. } => true,
-            Place::Folder { .. } | Place::Memory { .. } => false,
+        match self.location {
+            Location::S3 { .. } | Location::Gcs { .. } | Location::Azure { .. } => true,
+            Location::Folder { .. } | Location::Memory { .. } => false,
         }
     }
 
     /// The folder of a pool on a local file system.
     pub fn folder(&self) -> Option<&std::path::Path> {
-        match &self.place {
-            Place::Folder { path } => Some(path),
+        match &self.location {
+            Location::Folder { path } => Some(path),
             _ => None,
         }
     }
@@ -132,25 +132,25 @@ impl FromStr for PoolUrl {
             None | Some("") => Ok(()),
             Some(_) => Err(bad("write three slashes: a local URL has no host")),
         };
-        let (place, prefix) = match url.scheme() {
-            "s3" => (Place::S3 { bucket: host()? }, prefix()?),
-            "gs" => (Place::Gcs { bucket: host()? }, prefix()?),
-            "az" => (Place::Azure { container: host()? }, prefix()?),
+        let (location, prefix) = match url.scheme() {
+            "s3" => (Location::S3 { bucket: host()? }, prefix()?),
+            "gs" => (Location::Gcs { bucket: host()? }, prefix()?),
+            "az" => (Location::Azure { container: host()? }, prefix()?),
             "file" => {
                 local()?;
                 let path = url.to_file_path().map_err(|()| bad("not an absolute path"))?;
                 if path.parent().is_none() {
                     return Err(bad("the root directory cannot be a pool"));
                 }
-                (Place::Folder { path }, Path::default())
+                (Location::Folder { path }, Path::default())
             }
             "memory" => {
                 local()?;
-                (Place::Memory { name: prefix()?.to_string() }, Path::default())
+                (Location::Memory { name: prefix()?.to_string() }, Path::default())
             }
             other => return Err(bad(&format!("unknown scheme {other:?}: {FORMS}"))),
         };
-        Ok(Self { text: text.to_owned(), place, prefix })
+        Ok(Self { text: text.to_owned(), location, prefix })
     }
 }
 
@@ -174,13 +174,19 @@ mod tests {
     #[test]
     fn every_kind_of_store_has_its_form() {
         let s3: PoolUrl = "s3://b/a/p".parse().unwrap();
-        assert_eq!((s3.place(), s3.prefix().as_ref()), (&Place::S3 { bucket: "b".into() }, "a/p"));
+        assert_eq!(
+            (s3.location(), s3.prefix().as_ref()),
+            (&Location::S3 { bucket: "b".into() }, "a/p")
+        );
         assert_eq!("gs://b".parse::<PoolUrl>().unwrap().prefix().as_ref(), "");
-        assert!(matches!("az://c/p/".parse::<PoolUrl>().unwrap().place(), Place::Azure { .. }));
+        assert!(matches!(
+            "az://c/p/".parse::<PoolUrl>().unwrap().location(),
+            Location::Azure { .. }
+        ));
         let folder: PoolUrl = "file:///tmp/a%20b".parse().unwrap();
         assert_eq!(folder.folder().unwrap(), std::path::Path::new("/tmp/a b"));
         let memory: PoolUrl = "memory:///x".parse().unwrap();
-        assert!(matches!(memory.place(), Place::Memory { name } if name == "x"));
+        assert!(matches!(memory.location(), Location::Memory { name } if name == "x"));
     }
 
     #[test]

@@ -396,7 +396,7 @@ pub struct SnapshotPolicy {
     pub schedule: String,
     /// By its IANA name: that of the schedule, and of the days, weeks and months of `keep`.
     pub time_zone: String,
-    /// What the names of its snapshots begin with.
+    /// The prefix of the names of its snapshots.
     pub prefix: String,
     /// Make none while nothing has changed since its last one.
     pub skip_empty: bool,

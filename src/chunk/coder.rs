@@ -1,7 +1,7 @@
 //! Between a chunk's data and its stored bytes: hash, compression, sealing. Pure except for the
 //! random nonce.
 
-use super::pack::{Entry, PackError, Sealing, decode_footer, encode_footer};
+use super::pack::{PackEntry, PackError, Sealing, decode_footer, encode_footer};
 use super::{CHUNK_BYTES_MAX, ChunkRef, Codec};
 use crate::crypto::{Keyring, Sealer};
 use crate::types::{ChunkHash, FamilyId, PackId};
@@ -27,7 +27,7 @@ pub(super) struct Coder {
 }
 
 /// A chunk as it is stored.
-pub(super) struct Encoded {
+pub(super) struct EncodedChunk {
     pub(super) codec: Codec,
     pub(super) bytes: Bytes,
 }
@@ -98,7 +98,7 @@ impl Coder {
     }
 
     /// Compresses if that pays, and seals. Data that is neither is passed on without a copy.
-    pub(super) fn encode(&self, raw: &Bytes, hash: &ChunkHash, codec: Codec) -> Encoded {
+    pub(super) fn encode(&self, raw: &Bytes, hash: &ChunkHash, codec: Codec) -> EncodedChunk {
         with_scratch(|scratch| match compress(raw, codec, scratch) {
             Some(compressed) => self.seal(hash, codec, compressed, None),
             None => self.seal(hash, Codec::None, raw, Some(raw)),
@@ -111,13 +111,13 @@ impl Coder {
         codec: Codec,
         bytes: &[u8],
         shared: Option<&Bytes>,
-    ) -> Encoded {
+    ) -> EncodedChunk {
         let bytes = match (&self.sealer, shared) {
             (Some(sealer), _) => Bytes::from(sealer.seal(&self.chunk_context(hash, codec), bytes)),
             (None, Some(shared)) => shared.clone(),
             (None, None) => Bytes::copy_from_slice(bytes),
         };
-        Encoded { codec, bytes }
+        EncodedChunk { codec, bytes }
     }
 
     /// The data of a chunk from its stored bytes, verified by its hash. Takes any bytes and any
@@ -163,7 +163,7 @@ impl Coder {
     }
 
     /// The footer as stored.
-    pub(super) fn encode_footer(&self, pack: PackId, entries: &[Entry]) -> Vec<u8> {
+    pub(super) fn encode_footer(&self, pack: PackId, entries: &[PackEntry]) -> Vec<u8> {
         let footer = encode_footer(entries);
         match &self.sealer {
             Some(sealer) => sealer.seal(&self.footer_context(pack), &footer),
@@ -177,7 +177,7 @@ impl Coder {
         pack: PackId,
         sealing: Sealing,
         footer: &[u8],
-    ) -> Result<Vec<Entry>, String> {
+    ) -> Result<Vec<PackEntry>, String> {
         let decoded: Result<_, PackError> = match (&self.sealer, sealing) {
             (None, Sealing::Plain) => decode_footer(footer),
             (Some(sealer), Sealing::Sealed) => {

@@ -30,13 +30,13 @@ struct ChunkLocation {
 }
 
 #[derive(Default)]
-struct Table {
+struct ChunkTable {
     locations: HashMap<Key, ChunkLocation>,
     packs: Vec<(WriterId, PackId)>,
     indexes: HashMap<(WriterId, PackId), u32>,
 }
 
-impl Table {
+impl ChunkTable {
     fn bytes(&self) -> usize {
         self.locations.len() * CHUNK_BYTES + self.packs.len() * PACK_BYTES
     }
@@ -79,16 +79,16 @@ fn key(writer: WriterId, hash: &ChunkHash) -> Key {
 /// links between entries. Takes between half and all of its memory. Entries of packers that are
 /// gone age out.
 pub(super) struct DedupIndex {
-    young: Table,
-    old: Table,
+    young: ChunkTable,
+    old: ChunkTable,
     bytes_max: usize,
 }
 
 impl DedupIndex {
     pub(super) fn new(bytes: u64) -> Self {
         Self {
-            young: Table::default(),
-            old: Table::default(),
+            young: ChunkTable::default(),
+            old: ChunkTable::default(),
             bytes_max: usize::try_from(bytes).unwrap_or(usize::MAX),
         }
     }

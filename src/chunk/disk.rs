@@ -71,28 +71,28 @@ impl DiskSize {
 pub(super) struct DiskCache {
     dir: PathBuf,
     size: DiskSize,
-    table: Mutex<Table>,
+    table: Mutex<FileTable>,
     writes: Arc<Semaphore>,
     fills: Arc<Semaphore>,
 }
 
 #[derive(Default)]
-struct Table {
-    files: HashMap<String, Entry>,
+struct FileTable {
+    files: HashMap<String, CachedFile>,
     bytes: u64,
     /// Counts uses.
     clock: u64,
 }
 
-struct Entry {
+struct CachedFile {
     bytes: u64,
     used: u64,
 }
 
-impl Table {
+impl FileTable {
     fn put(&mut self, key: String, bytes: u64) {
         self.clock += 1;
-        let entry = Entry { bytes, used: self.clock };
+        let entry = CachedFile { bytes, used: self.clock };
         self.bytes += bytes;
         if let Some(before) = self.files.insert(key, entry) {
             self.bytes -= before.bytes;
@@ -163,7 +163,7 @@ impl DiskCache {
         }
         // Reads are not written down: a file counts as used when it was last filled.
         found.sort_unstable_by(|(a, at, _), (b, other, _)| at.cmp(other).then(a.cmp(b)));
-        let mut table = Table::default();
+        let mut table = FileTable::default();
         found.into_iter().for_each(|(key, _, bytes)| table.put(key, bytes));
         let writes = Arc::new(Semaphore::new(WRITES_MAX));
         let fills = Arc::new(Semaphore::new(FILLS_MAX as usize));
@@ -435,7 +435,7 @@ mod tests {
 
     #[test]
     fn files_are_bounded_too() {
-        let mut table = Table::default();
+        let mut table = FileTable::default();
         for n in 0..=FILES_MAX {
             table.put(format!("packs/{n}"), 1);
             table.evict(u64::MAX);

@@ -59,7 +59,9 @@ mod write_budget;
 pub use cache::{CacheStats, ChunkCache, ChunkLimits};
 pub use disk::DiskSize;
 pub use error::ChunkError;
-pub use pack::{Entry, OBJECT_BYTES_MAX, PACK_BYTES, PackError, Sealing, Trailer, decode_footer};
+pub use pack::{
+    OBJECT_BYTES_MAX, PACK_BYTES, PackEntry, PackError, Sealing, Trailer, decode_footer,
+};
 pub use packer::{Packer, Packing, Stored};
 pub use relocated::{Generation, key as object_key, parse as parse_object};
 pub use rewrite::Rewritten;

@@ -83,7 +83,7 @@ impl Sealing {
 
 /// One chunk of a pack: a [`ChunkRef`](super::ChunkRef) without the pack.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Entry {
+pub struct PackEntry {
     pub hash: ChunkHash,
     pub offset: u32,
     pub stored_len: u32,
@@ -117,7 +117,7 @@ pub(super) fn header(sealing: Sealing) -> [u8; HEADER_BYTES as usize] {
 }
 
 /// The footer before it is sealed.
-pub(super) fn encode_footer(entries: &[Entry]) -> Vec<u8> {
+pub(super) fn encode_footer(entries: &[PackEntry]) -> Vec<u8> {
     let mut footer = Vec::with_capacity(entries.len() * ENTRY_BYTES + Sealer::OVERHEAD);
     for entry in entries {
         footer.extend_from_slice(&entry.hash.0);
@@ -135,7 +135,7 @@ pub(super) fn encode_footer(entries: &[Entry]) -> Vec<u8> {
 /// # Errors
 /// When an entry is impossible: chunks lie one after another from the header on, within the sizes
 /// that this program writes.
-pub fn decode_footer(footer: &[u8]) -> Result<Vec<Entry>, PackError> {
+pub fn decode_footer(footer: &[u8]) -> Result<Vec<PackEntry>, PackError> {
     if !footer.len().is_multiple_of(ENTRY_BYTES) || footer.len() > FOOTER_BYTES_MAX {
         return Err(PackError::FooterLength { bytes: footer.len() as u64 });
     }
@@ -157,14 +157,14 @@ pub fn decode_footer(footer: &[u8]) -> Result<Vec<Entry>, PackError> {
     Ok(entries)
 }
 
-fn decode_entry(mut bytes: &[u8]) -> Result<Entry, &'static str> {
+fn decode_entry(mut bytes: &[u8]) -> Result<PackEntry, &'static str> {
     let cut_off = "it is truncated";
     let hash = take::<32>(&mut bytes).ok_or(cut_off)?;
     let [offset, stored_len, raw_len] = [take::<4>(&mut bytes), take(&mut bytes), take(&mut bytes)];
     let [codec] = take::<1>(&mut bytes).ok_or(cut_off)?;
     let (offset, stored_len, raw_len) =
         (offset.ok_or(cut_off)?, stored_len.ok_or(cut_off)?, raw_len.ok_or(cut_off)?);
-    let entry = Entry {
+    let entry = PackEntry {
         hash: ChunkHash(hash),
         offset: u32::from_le_bytes(offset),
         stored_len: u32::from_le_bytes(stored_len),
@@ -264,14 +264,14 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn entries(lengths: &[(u16, u16)]) -> Vec<Entry> {
+    fn entries(lengths: &[(u16, u16)]) -> Vec<PackEntry> {
         let mut offset = HEADER_BYTES;
         let mut entries = Vec::new();
         for (i, &(raw, saved)) in lengths.iter().enumerate() {
             let raw_len = u32::from(raw);
             let stored_len = raw_len.saturating_sub(saved.into());
             let codec = Codec::from_number((i % 3) as u8).unwrap();
-            entries.push(Entry {
+            entries.push(PackEntry {
                 hash: ChunkHash([i as u8; 32]),
                 offset,
                 stored_len,
@@ -310,7 +310,7 @@ mod tests {
     #[test]
     fn impossible_entries_are_refused() {
         let good = entries(&[(100, 0), (100, 0)]);
-        let refused = |change: fn(&mut Entry)| {
+        let refused = |change: fn(&mut PackEntry)| {
             let mut bad = good.clone();
             change(&mut bad[1]);
             decode_footer(&encode_footer(&bad)).unwrap_err()

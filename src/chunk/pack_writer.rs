@@ -4,7 +4,7 @@ use super::cache::ChunkCache;
 use super::coder::{self, Coder};
 use super::dedup;
 use super::ledger::{Ledger, Left};
-use super::pack::{self, Entry, HEADER_BYTES, PACK_BYTES, PACK_CHUNKS_MAX, Trailer};
+use super::pack::{self, HEADER_BYTES, PACK_BYTES, PACK_CHUNKS_MAX, PackEntry, Trailer};
 use super::write_budget::BudgetUser;
 use super::{ChunkError, ChunkRef, Codec};
 use crate::bucket::Bucket;
@@ -72,7 +72,7 @@ struct OpenPack {
     parts: Vec<Bytes>,
     /// Small chunks since the last part.
     small: BytesMut,
-    entries: Vec<Entry>,
+    entries: Vec<PackEntry>,
     /// Header and chunks so far.
     bytes: u32,
     /// The pack is closed before it is full while fewer packs than this are being put; 0: no caller
@@ -101,12 +101,13 @@ impl OpenPack {
         &mut self,
         hash: ChunkHash,
         raw_len: u32,
-        encoded: coder::Encoded,
+        encoded: coder::EncodedChunk,
         room: Option<OwnedSemaphorePermit>,
-    ) -> Entry {
+    ) -> PackEntry {
         // At most a chunk and what sealing adds.
         let stored_len = encoded.bytes.len() as u32;
-        let entry = Entry { hash, offset: self.bytes, stored_len, raw_len, codec: encoded.codec };
+        let entry =
+            PackEntry { hash, offset: self.bytes, stored_len, raw_len, codec: encoded.codec };
         if encoded.bytes.len() < GATHER_BELOW {
             self.small.extend_from_slice(&encoded.bytes);
             if self.small.len() >= GATHER_BYTES {
@@ -223,13 +224,13 @@ impl State {
 }
 
 /// A chunk that was hashed and, unless it is known, compressed and sealed.
-pub(super) enum Encoded {
+pub(super) enum PreparedChunk {
     /// Stored already, or in a pack that will be.
     Stored(ChunkRef),
     New {
         hash: ChunkHash,
         raw_len: u32,
-        stored: coder::Encoded,
+        stored: coder::EncodedChunk,
     },
     /// The same as an earlier chunk of its job, by index.
     SameAs(usize),
@@ -337,7 +338,7 @@ impl PackWriter {
     /// order. `room` covers their stored bytes.
     pub(super) fn append(
         self: &Arc<Self>,
-        jobs: Vec<Vec<Encoded>>,
+        jobs: Vec<Vec<PreparedChunk>>,
         room: &mut OwnedSemaphorePermit,
         holds: &mut PackHolds,
     ) -> Vec<ChunkRef> {
@@ -348,9 +349,9 @@ impl PackWriter {
             let first = refs.len();
             for chunk in job {
                 refs.push(match chunk {
-                    Encoded::Stored(chunk) => chunk,
-                    Encoded::SameAs(index) => refs[first + index],
-                    Encoded::New { hash, raw_len, stored } => {
+                    PreparedChunk::Stored(chunk) => chunk,
+                    PreparedChunk::SameAs(index) => refs[first + index],
+                    PreparedChunk::New { hash, raw_len, stored } => {
                         let room = |bytes| room.split(bytes);
                         let entry = (hash, raw_len, stored);
                         let (chunk, full) = self.append_one(&mut state, entry, room, holds);
@@ -370,7 +371,7 @@ impl PackWriter {
     fn append_one(
         self: &Arc<Self>,
         state: &mut State,
-        (hash, raw_len, stored): (ChunkHash, u32, coder::Encoded),
+        (hash, raw_len, stored): (ChunkHash, u32, coder::EncodedChunk),
         room: impl FnOnce(usize) -> Option<OwnedSemaphorePermit>,
         holds: &mut PackHolds,
     ) -> (ChunkRef, Option<Closed>) {
@@ -383,7 +384,7 @@ impl PackWriter {
         }
         let room = room(stored.bytes.len());
         let open = state.open(&pack::header(self.coder.sealing()), holds);
-        let Entry { hash, offset, stored_len, raw_len, codec } =
+        let PackEntry { hash, offset, stored_len, raw_len, codec } =
             open.push(hash, raw_len, stored, room);
         let chunk =
             ChunkRef { hash, pack: self.pack(open.seq), offset, stored_len, raw_len, codec };

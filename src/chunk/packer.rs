@@ -1,6 +1,6 @@
 //! Fills packs and tracks which of them may still get new references (R9, R10).
 
-use super::pack_writer::{Encoded, PackHolds, PackWriter, Urgency};
+use super::pack_writer::{PackHolds, PackWriter, PreparedChunk, Urgency};
 use super::{CHUNK_BYTES_MAX, ChunkError, ChunkRef, Codec, cpu};
 use crate::crypto::Sealer;
 use crate::types::{ChunkHash, PackId};
@@ -190,7 +190,7 @@ fn jobs(raw: Vec<Bytes>) -> Vec<Vec<Bytes>> {
 }
 
 /// The CPU work on some chunks.
-fn encode(writer: &Arc<PackWriter>, job: &[Bytes]) -> (Vec<Encoded>, PackHolds) {
+fn encode(writer: &Arc<PackWriter>, job: &[Bytes]) -> (Vec<PreparedChunk>, PackHolds) {
     let mut holds = PackHolds::new(writer.clone());
     let mut chunks = Vec::with_capacity(job.len());
     let codec = *writer.codec.read();
@@ -199,14 +199,14 @@ fn encode(writer: &Arc<PackWriter>, job: &[Bytes]) -> (Vec<Encoded>, PackHolds) 
         let hash = writer.coder.hash(raw);
         let first = *firsts.entry(hash).or_insert(chunks.len());
         chunks.push(if first < chunks.len() {
-            Encoded::SameAs(first)
+            PreparedChunk::SameAs(first)
         } else if let Some(chunk) = writer.find(&hash, &mut holds) {
-            Encoded::Stored(chunk)
+            PreparedChunk::Stored(chunk)
         } else {
             let stored = writer.coder.encode(raw, &hash, codec);
             writer.cache.0.insert_written(hash, raw);
             // At most CHUNK_BYTES_MAX.
-            Encoded::New { hash, raw_len: raw.len() as u32, stored }
+            PreparedChunk::New { hash, raw_len: raw.len() as u32, stored }
         });
     }
     (chunks, holds)

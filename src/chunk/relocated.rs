@@ -8,7 +8,7 @@
 //! ```
 
 use super::ChunkRef;
-use super::pack::Entry;
+use super::pack::PackEntry;
 use crate::types::{ChunkHash, FamilyId, PackId};
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -47,7 +47,7 @@ pub fn parse(name: &str) -> Option<(PackId, Generation)> {
 /// The newest generation of a pack.
 pub(super) struct PackLocation {
     pub(super) generation: Generation,
-    chunks: HashMap<ChunkHash, Entry>,
+    chunks: HashMap<ChunkHash, PackEntry>,
 }
 
 impl PackLocation {
@@ -55,7 +55,7 @@ impl PackLocation {
         let entry = |c: &ChunkRef| {
             (
                 c.hash,
-                Entry {
+                PackEntry {
                     hash: c.hash,
                     offset: c.offset,
                     stored_len: c.stored_len,

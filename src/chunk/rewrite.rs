@@ -6,7 +6,7 @@
 //! later mark finds: two collectors, even one that was delayed for a day, do no harm to each other.
 
 use super::coder::Backing;
-use super::pack::{self, Entry, HEADER_BYTES, Trailer};
+use super::pack::{self, HEADER_BYTES, PackEntry, Trailer};
 use super::reader::reading;
 use super::relocated::{self, Generation};
 use super::store::ChunkStore;
@@ -112,7 +112,7 @@ impl ChunkStore {
                 coder.decode(&chunk, stored.clone(), Backing::Part).map_err(corrupt)?;
                 // Smaller than the pack it comes from.
                 let offset = object.len() as u32;
-                entries.push(Entry {
+                entries.push(PackEntry {
                     hash: chunk.hash,
                     offset,
                     stored_len: chunk.stored_len,

@@ -1,6 +1,6 @@
 //! `dataset ls`, `dataset cat`: a look into a snapshot, or into a dataset as the store has it.
 
-use super::args::{CatArgs, LsArgs, Place};
+use super::args::{CatArgs, LsArgs, PoolOrServer};
 use super::exit::{Interrupted, Wrong};
 use super::files::{Child, Detail, Files, Object};
 use super::path;
@@ -25,13 +25,13 @@ struct Listed {
     name_bytes: Option<String>,
     kind: &'static str,
     #[serde(flatten)]
-    attributes: Option<Attributes>,
+    attributes: Option<AttributesJson>,
     #[serde(skip)]
     shown: String,
 }
 
 #[derive(Serialize)]
-struct Attributes {
+struct AttributesJson {
     mode: String,
     links: u32,
     uid: u32,
@@ -66,7 +66,7 @@ impl From<io::Error> for Ended {
 /// Runs `work` on the files of a root until it ends or a signal arrives; the root is closed either
 /// way, so that no snapshot stays retained. `unfinished`: what is said after a signal.
 async fn on_root(
-    place: &Place,
+    place: &PoolOrServer,
     root: &str,
     unfinished: &'static str,
     work: impl AsyncFnOnce(Files<'_>) -> Result<(), Ended>,
@@ -89,7 +89,7 @@ pub async fn ls(args: LsArgs) -> anyhow::Result<()> {
     path::not_empty(args.path.as_bytes(), "use / for the root folder")?;
     on_root(&args.common.place, &args.root, "the listing is not complete", async |files| {
         let top = files.find(args.path.as_bytes()).await?;
-        let mut out = Output::new(&args);
+        let mut out = ListOutput::new(&args);
         if top.is_folder() {
             folder(files, &top, &args, &mut out).await?;
         } else {
@@ -105,7 +105,7 @@ async fn folder(
     files: Files<'_>,
     folder: &Object,
     args: &LsArgs,
-    out: &mut Output,
+    out: &mut ListOutput,
 ) -> Result<(), Ended> {
     let detail = if args.long { Detail::Attributes } else { Detail::Names };
     let (mut from, mut entries) = (None, Vec::new());
@@ -125,7 +125,7 @@ async fn folder(
 }
 
 fn listed(Child { name, kind, object }: Child) -> Listed {
-    let attributes = object.map(|object| Attributes {
+    let attributes = object.map(|object| AttributesJson {
         mode: format!("{:04o}", object.mode & 0o7777),
         links: object.nlink,
         uid: object.uid,
@@ -171,14 +171,14 @@ fn letters(kind: FileKind, mode: u32) -> String {
 }
 
 /// The output of a listing: lines, columns, or one JSON array.
-struct Output {
+struct ListOutput {
     out: io::BufWriter<io::Stdout>,
     json: bool,
     long: bool,
     first: bool,
 }
 
-impl Output {
+impl ListOutput {
     fn new(args: &LsArgs) -> Self {
         let out = io::BufWriter::new(io::stdout());
         Self { out, json: args.common.output.json, long: args.long, first: true }

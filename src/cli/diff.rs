@@ -2,7 +2,7 @@
 //! it is, printed as they are found.
 
 use super::args::DiffArgs;
-use super::diff_stat::{Shape, Stat};
+use super::diff_stat::{DiffStat, Shape};
 use super::exit::Wrong;
 use super::path;
 use super::remote::{Remote, kind};
@@ -12,7 +12,7 @@ use crate::admin::grpc::proto;
 use crate::app;
 use crate::catalog::Snapshot;
 use crate::control::browse::{Root, apart, split_snapshot};
-use crate::fs::{Aspect, Difference, Found};
+use crate::fs::{Aspect, Difference, PathDifference};
 use crate::types::{Class, DatasetId};
 use serde::Serialize;
 use std::io::{BufWriter, Write};
@@ -25,7 +25,7 @@ enum Format {
 
 /// A line of `--json`.
 #[derive(Serialize)]
-struct Line<'a> {
+struct DifferenceLine<'a> {
     change: &'static str,
     path: String,
     /// The bytes of a path that is not UTF-8, in base 64.
@@ -52,8 +52,8 @@ pub async fn run(args: DiffArgs) -> anyhow::Result<()> {
         (false, true) => Some(Shape::Tree),
         (false, false) => None,
     };
-    let mut stat = Stat::default();
-    let each = |found: &Found| match shape {
+    let mut stat = DiffStat::default();
+    let each = |found: &PathDifference| match shape {
         None => tell(&mut out, found, format),
         Some(_) => {
             stat.count(found);
@@ -111,13 +111,13 @@ fn request(remote: &Remote, args: &DiffArgs) -> anyhow::Result<proto::DiffReques
 async fn through(
     remote: &Remote,
     request: proto::DiffRequest,
-    mut each: impl FnMut(&Found) -> Result<(), Stopped>,
+    mut each: impl FnMut(&PathDifference) -> Result<(), Stopped>,
 ) -> Result<(), Stopped> {
     remote.client.diff(request, |told| each(&found(told)?)).await
 }
 
 /// A difference as a server tells it.
-fn found(told: proto::Difference) -> anyhow::Result<Found> {
+fn found(told: proto::Difference) -> anyhow::Result<PathDifference> {
     use proto::difference::Change;
     let aspects: Vec<Aspect> = told.aspects().filter_map(aspect).collect();
     let (kind, change) = (kind(told.kind())?, told.change());
@@ -132,7 +132,7 @@ fn found(told: proto::Difference) -> anyhow::Result<Found> {
             return Err(Wrong::new(Class::Unsupported, why));
         }
     };
-    Ok(Found { path: told.path.into(), kind, difference })
+    Ok(PathDifference { path: told.path.into(), kind, difference })
 }
 
 fn aspect(told: proto::difference::Aspect) -> Option<Aspect> {
@@ -190,7 +190,7 @@ async fn live(opened: &Opened, id: DatasetId) -> anyhow::Result<Root> {
     Ok(Root::Head(catalog.dataset_by_id(id).await?.ok_or_else(gone)?.record))
 }
 
-fn tell(out: &mut impl Write, found: &Found, format: Format) -> Result<(), Stopped> {
+fn tell(out: &mut impl Write, found: &PathDifference, format: Format) -> Result<(), Stopped> {
     if format == Format::Json {
         let (change, from, aspects): (_, Option<&[u8]>, &[Aspect]) = match &found.difference {
             Difference::Added => ("added", None, &[]),
@@ -198,7 +198,7 @@ fn tell(out: &mut impl Write, found: &Found, format: Format) -> Result<(), Stopp
             Difference::Changed(aspects) => ("changed", None, aspects),
             Difference::Renamed(from, aspects) => ("renamed", Some(from), aspects),
         };
-        let line = Line {
+        let line = DifferenceLine {
             change,
             path: path::lossy(&found.path),
             path_bytes: path::bytes(&found.path),

@@ -2,7 +2,7 @@
 
 use super::path;
 use super::report::{plural, table};
-use crate::fs::{Difference, Found};
+use crate::fs::{Difference, PathDifference};
 use serde::Serialize;
 use std::collections::BTreeMap;
 
@@ -52,7 +52,7 @@ pub enum Shape {
 
 /// The differences, counted by folder.
 #[derive(Default)]
-pub struct Stat {
+pub struct DiffStat {
     folders: BTreeMap<Vec<u8>, Counts>,
     total: Counts,
 }
@@ -69,7 +69,7 @@ struct Folder {
 
 /// The counts of a comparison, as a report.
 #[derive(Serialize)]
-pub struct Report {
+pub struct StatReport {
     folders: Vec<Folder>,
     total: Counts,
 }
@@ -90,8 +90,8 @@ fn around(folder: &[u8]) -> impl Iterator<Item = &[u8]> {
     std::iter::once(root).chain(inner.map(|(end, _)| &folder[..end])).chain(whole)
 }
 
-impl Stat {
-    pub fn count(&mut self, found: &Found) {
+impl DiffStat {
+    pub fn count(&mut self, found: &PathDifference) {
         self.total.count(&found.difference);
         let folder = folder_of(&found.path);
         let is_full = self.folders.len() >= FOLDERS_MAX;
@@ -99,7 +99,7 @@ impl Stat {
         self.folders.entry(folder.to_vec()).or_default().count(&found.difference);
     }
 
-    pub fn report(self, shape: Shape) -> Report {
+    pub fn report(self, shape: Shape) -> StatReport {
         let folders = match shape {
             Shape::Flat => self.folders,
             Shape::Tree => {
@@ -120,7 +120,7 @@ impl Stat {
             folder_bytes: path::bytes(&folder),
             counts,
         };
-        Report { folders: folders.into_iter().map(folder).collect(), total: self.total }
+        StatReport { folders: folders.into_iter().map(folder).collect(), total: self.total }
     }
 }
 
@@ -128,7 +128,7 @@ fn parts(folder: &[u8]) -> impl Iterator<Item = &[u8]> {
     folder.split(|byte| *byte == b'/').filter(|part| !part.is_empty())
 }
 
-impl Report {
+impl StatReport {
     pub fn text(&self, shape: Shape) -> String {
         let row = |folder: &Folder| {
             let name = match shape {
@@ -161,8 +161,8 @@ mod tests {
     use super::*;
     use crate::fs::api::FileKind;
 
-    fn stat() -> Stat {
-        let mut stat = Stat::default();
+    fn stat() -> DiffStat {
+        let mut stat = DiffStat::default();
         for (path, difference) in [
             ("/a", Difference::Added),
             ("/etc/b", Difference::Removed),
@@ -171,7 +171,11 @@ mod tests {
             ("/etc-old/e", Difference::Renamed(b"/x"[..].into(), vec![])),
             ("/", Difference::Changed(vec![])),
         ] {
-            let found = Found { path: path.as_bytes().into(), kind: FileKind::Regular, difference };
+            let found = PathDifference {
+                path: path.as_bytes().into(),
+                kind: FileKind::Regular,
+                difference,
+            };
             stat.count(&found);
         }
         stat

@@ -315,7 +315,7 @@ impl<'a> Files<'a> {
         let from = match self {
             Self::Store(files) => {
                 let inode = file.inode().ok_or_else(foreign)?;
-                Origin::Store { files, inode, offset: 0 }
+                ReadSource::Store { files, inode, offset: 0 }
             }
             Self::Server(served) => {
                 let (client, root, path) = (&served.client, &served.root, file.path());
@@ -325,7 +325,7 @@ impl<'a> Files<'a> {
                     return Err(ClientError::Incomplete(path::shown(path)))
                         .context("the file changed while it was read");
                 }
-                Origin::Server(Box::new(stream))
+                ReadSource::Server(Box::new(stream))
             }
         };
         Ok(Reading { from, pieces: VecDeque::new() })
@@ -334,11 +334,11 @@ impl<'a> Files<'a> {
 
 /// A file that is being read.
 pub struct Reading<'a> {
-    from: Origin<'a>,
+    from: ReadSource<'a>,
     pieces: VecDeque<(u64, Option<Bytes>)>,
 }
 
-enum Origin<'a> {
+enum ReadSource<'a> {
     Store { files: &'a SnapshotFs, inode: &'a SnapshotInode, offset: u64 },
     Server(Box<Stream>),
 }
@@ -349,14 +349,14 @@ impl Reading<'_> {
     pub async fn next(&mut self) -> anyhow::Result<Option<(u64, Option<Bytes>)>> {
         while self.pieces.is_empty() {
             match &mut self.from {
-                Origin::Store { files, inode, offset } => {
+                ReadSource::Store { files, inode, offset } => {
                     if *offset >= inode.row.size {
                         return Ok(None);
                     }
                     self.pieces = files.pieces(inode, *offset, PART).await?.into();
                     *offset += self.pieces.iter().map(|(len, _)| len).sum::<u64>();
                 }
-                Origin::Server(stream) => match stream.next().await? {
+                ReadSource::Server(stream) => match stream.next().await? {
                     Some(data) => self.pieces = with_holes(&data).into(),
                     None => return Ok(None),
                 },

@@ -25,7 +25,7 @@ const TOLD_MAX: u32 = 100_000;
 
 /// A line of `--json`.
 #[derive(Serialize)]
-struct Line<'a> {
+struct FoundLine<'a> {
     /// The oldest state that has this version.
     #[serde(rename = "in")]
     state: &'a str,
@@ -39,7 +39,7 @@ struct Line<'a> {
 }
 
 /// An object whose name matches.
-struct Object {
+struct Match {
     path: Vec<u8>,
     kind: FileKind,
     size: u64,
@@ -48,14 +48,14 @@ struct Object {
     etag: String,
 }
 
-impl From<Entry> for Object {
+impl From<Entry> for Match {
     fn from(entry: Entry) -> Self {
         let Entry { path, kind, size, mtime, etag, .. } = entry;
         Self { path, kind, size, mtime, etag }
     }
 }
 
-impl TryFrom<proto::Entry> for Object {
+impl TryFrom<proto::Entry> for Match {
     type Error = anyhow::Error;
 
     fn try_from(entry: proto::Entry) -> anyhow::Result<Self> {
@@ -149,11 +149,11 @@ async fn through(
             limit: TOLD_MAX,
         };
         let found = remote.client.find(request, |hit| {
-            let object = Object::try_from(hit.entry.unwrap_or_default())?;
+            let object = Match::try_from(hit.entry.unwrap_or_default())?;
             Ok::<_, Stopped>(printer.tell(name, &object)?)
         });
         match found.await {
-            // It was deleted meanwhile, or nothing was written yet.
+            // The snapshot was deleted meanwhile, or nothing was written yet.
             Err(stopped) if states.len() > 1 && stopped.is_not_found() => {}
             Err(stopped) => return Err(stopped),
             Ok(found) if found.limited && limited.is_none() => {
@@ -217,13 +217,13 @@ async fn states_there(
 }
 
 impl Printer {
-    fn tell(&mut self, state: &str, object: &Object) -> std::io::Result<()> {
+    fn tell(&mut self, state: &str, object: &Match) -> std::io::Result<()> {
         if !self.is_new(object) {
             return Ok(());
         }
         let modified = when(object.mtime);
         if self.json {
-            let line = Line {
+            let line = FoundLine {
                 state,
                 path: path::lossy(&object.path),
                 path_bytes: path::bytes(&object.path),
@@ -240,7 +240,7 @@ impl Printer {
     }
 
     /// Returns whether a version was not printed before. Two of one path with the same tag are one.
-    fn is_new(&mut self, object: &Object) -> bool {
+    fn is_new(&mut self, object: &Match) -> bool {
         let mut hasher = blake3::Hasher::new();
         hasher.update(&object.path).update(&[0]).update(object.etag.as_bytes());
         let mut version = [0; 16];

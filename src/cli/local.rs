@@ -34,10 +34,10 @@ const NO_ID: u32 = u32::MAX;
 
 pub struct Local {
     /// The folder around the target, and those that were entered from there.
-    levels: Vec<Level>,
+    levels: Vec<OpenFolder>,
 }
 
-struct Level {
+struct OpenFolder {
     fd: Option<OwnedFd>,
     /// Device and inode number.
     id: (u64, u64),
@@ -150,7 +150,7 @@ impl Local {
             _ => (target, OsStr::new(".")),
         };
         let fd = rustix::fs::openat(CWD, folder, WAY, Mode::empty())?;
-        Ok((Self { levels: vec![Level { id: id(&fd)?, fd: Some(fd) }] }, name.to_owned()))
+        Ok((Self { levels: vec![OpenFolder { id: id(&fd)?, fd: Some(fd) }] }, name.to_owned()))
     }
 
     /// The folder that was entered last.
@@ -187,7 +187,7 @@ impl Local {
     }
 
     fn push(&mut self, fd: OwnedFd) -> io::Result<()> {
-        self.levels.push(Level { id: id(&fd)?, fd: Some(fd) });
+        self.levels.push(OpenFolder { id: id(&fd)?, fd: Some(fd) });
         // The first two have nothing below that leads back to them: the target may be `.`.
         if let Some(outer) = self.levels.len().checked_sub(FDS_HELD + 1).filter(|outer| *outer > 1)
         {

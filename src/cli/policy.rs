@@ -23,7 +23,7 @@ pub fn run(command: PolicyCommand) -> anyhow::Result<()> {
             PolicyCommand::List { common } => list(&common).await,
             PolicyCommand::Delete { dataset, common } => delete(&dataset, &common).await,
             PolicyCommand::Simulate { dataset, days, all, common } => {
-                let shown = if all { Shown::All } else { Shown::Kept };
+                let shown = if all { SimulatedRows::All } else { SimulatedRows::Kept };
                 simulate(dataset.as_deref(), days, shown, &common).await
             }
             PolicyCommand::RunNow { dataset, common } => run_now(dataset.as_deref(), &common).await,
@@ -297,7 +297,7 @@ async fn delete(name: &str, common: &Common) -> anyhow::Result<()> {
 
 /// The snapshots that `simulate` prints.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Shown {
+enum SimulatedRows {
     Kept,
     All,
 }
@@ -346,7 +346,7 @@ impl SimulatedLine {
 async fn simulate(
     name: Option<&str>,
     days: u32,
-    which: Shown,
+    which: SimulatedRows,
     common: &Common,
 ) -> anyhow::Result<()> {
     let on = common.place.target().await?;
@@ -363,7 +363,7 @@ async fn simulate(
                 pool: remote.pool.clone(),
                 dataset: dataset.clone(),
                 days,
-                all: which == Shown::All,
+                all: which == SimulatedRows::All,
             };
             told(dataset, remote.client.simulate_policy(request).await?)
         }
@@ -391,10 +391,11 @@ fn told(dataset: String, told: proto::SimulatePolicyResponse) -> Simulation {
     }
 }
 
-fn simulation(dataset: &Dataset, done: &Simulated, which: Shown) -> Simulation {
+fn simulation(dataset: &Dataset, done: &Simulated, which: SimulatedRows) -> Simulation {
     let kept = done.snapshots.iter().filter(|s| s.deleted.is_none()).count();
-    // What exists already is always shown: its deletion is what people look for.
-    let is_shown = |s: &&SimulatedSnapshot| which == Shown::All || s.deleted.is_none() || s.exists;
+    // Snapshots that exist already are always shown: people look for their deletion.
+    let is_shown =
+        |s: &&SimulatedSnapshot| which == SimulatedRows::All || s.deleted.is_none() || s.exists;
     Simulation {
         dataset: dataset.name.to_string(),
         until: when(done.until),

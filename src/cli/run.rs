@@ -2,7 +2,7 @@
 
 use super::args::{AdminArgs, ControllerArgs, NodeArgs, ReadyArgs, ServeArgs};
 use super::exit::Wrong;
-use crate::admin::rest::Page;
+use crate::admin::rest::WebPage;
 use crate::app::{self, AdminOptions, Config, Exposure, NodeOptions, ServeOptions};
 use crate::csi;
 use crate::mount::KernelMounter;
@@ -32,7 +32,7 @@ impl AdminArgs {
         Some(AdminOptions {
             listen: self.admin_listen,
             socket: self.admin_socket.clone(),
-            page: if self.web { Page::Served } else { Page::Absent },
+            page: if self.web { WebPage::Served } else { WebPage::Absent },
             exposure: if self.insecure_admin { Exposure::Anywhere } else { Exposure::Loopback },
         })
     }

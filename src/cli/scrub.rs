@@ -25,7 +25,7 @@ const STATE_BYTES_MAX: u64 = 1 << 30;
 
 /// A [`Scrubbed`] without the fields that only a resumption needs.
 #[derive(Serialize)]
-struct Shown {
+struct ScrubReport {
     roots: Vec<String>,
     chunks: u64,
     packs: u64,
@@ -54,7 +54,7 @@ pub fn run(args: ScrubArgs) -> anyhow::Result<()> {
     })
 }
 
-async fn scrub(opened: &Opened, args: &ScrubArgs) -> anyhow::Result<Shown> {
+async fn scrub(opened: &Opened, args: &ScrubArgs) -> anyhow::Result<ScrubReport> {
     let only = opened.browser.only(args.dataset.as_deref()).await?;
     let resumed = match &args.state_file {
         Some(file) => load(file)?,
@@ -100,7 +100,7 @@ async fn scrub(opened: &Opened, args: &ScrubArgs) -> anyhow::Result<Shown> {
         }
     }
     let found = scrub.found();
-    Ok(Shown {
+    Ok(ScrubReport {
         roots: found.roots.clone(),
         chunks: found.chunks,
         packs: found.packs.len() as u64,
@@ -113,7 +113,7 @@ async fn scrub(opened: &Opened, args: &ScrubArgs) -> anyhow::Result<Shown> {
 const STARTS_OVER: &str = "without --state-file the next scrub starts over";
 
 /// Through a server, which is asked to stop when this command is.
-async fn through(remote: &Remote, args: &ScrubArgs) -> anyhow::Result<Shown> {
+async fn through(remote: &Remote, args: &ScrubArgs) -> anyhow::Result<ScrubReport> {
     if args.state_file.is_some() {
         let why = "--state-file: a server keeps no progress of a scrub; leave it out, or scrub the \
                    pool itself with --pool URL";
@@ -163,7 +163,7 @@ async fn through(remote: &Remote, args: &ScrubArgs) -> anyhow::Result<Shown> {
         file: damage.file,
         offset: damage.offset,
     });
-    Ok(Shown {
+    Ok(ScrubReport {
         roots: found.roots,
         chunks: found.chunks,
         packs: task.objects,
@@ -223,7 +223,7 @@ fn remove(file: &Path) -> anyhow::Result<()> {
 }
 
 /// Counts damaged chunks once, however many files and snapshots use them.
-fn damage(found: &Shown) -> String {
+fn damage(found: &ScrubReport) -> String {
     let chunks: BTreeSet<_> =
         found.damaged.iter().map(|damaged| (&damaged.pack, &damaged.chunk)).collect();
     let least = if found.more > 0 { "at least " } else { "" };
@@ -231,7 +231,7 @@ fn damage(found: &Shown) -> String {
     format!("{least}{} damaged, in {places}", plural(chunks.len() as u64, "chunk"))
 }
 
-fn text(found: &Shown) -> String {
+fn text(found: &ScrubReport) -> String {
     let mut text = format!(
         "{} datasets and snapshots, {} chunks in {} packs ({} read): {}\n",
         found.roots.len(),
@@ -263,7 +263,7 @@ mod tests {
             offset: 0,
         };
         let damaged = [at("a", "web:/x"), at("a", "web@cut:/x"), at("b", "web:/y")];
-        let shown = |damaged: &[Damaged], more| Shown {
+        let shown = |damaged: &[Damaged], more| ScrubReport {
             roots: vec![],
             chunks: 3,
             packs: 1,

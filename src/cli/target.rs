@@ -1,6 +1,6 @@
 //! Resolves arguments to open pools and connected servers.
 
-use super::args::{Place, PoolArgs};
+use super::args::{PoolArgs, PoolOrServer};
 use super::exit::Wrong;
 use super::remote::Remote;
 use crate::app::config::PoolConfig;
@@ -134,7 +134,7 @@ impl Target {
 /// The environment variable that names the server of commands that name no place.
 const SERVER_VARIABLE: &str = "ZEROFS_SERVER";
 
-impl Place {
+impl PoolOrServer {
     /// The server's endpoint, if the command goes through one. A pool that is named on the command
     /// line outranks the environment.
     fn endpoint(&self) -> anyhow::Result<Option<String>> {

@@ -16,10 +16,10 @@ use std::collections::VecDeque;
 const PAGES_HELD: usize = 4;
 
 pub struct Tree<'a> {
-    from: Origin<'a>,
+    from: TreeSource<'a>,
 }
 
-enum Origin<'a> {
+enum TreeSource<'a> {
     Store { view: &'a SnapshotFs, walk: Walk<'a> },
     Server { served: &'a Served, levels: Vec<Level> },
 }
@@ -91,8 +91,8 @@ impl Level {
 impl<'a> Tree<'a> {
     pub fn new(files: Files<'a>) -> Self {
         let from = match files {
-            Files::Store(view) => Origin::Store { view, walk: Walk::new(view) },
-            Files::Server(served) => Origin::Server { served, levels: Vec::new() },
+            Files::Store(view) => TreeSource::Store { view, walk: Walk::new(view) },
+            Files::Server(served) => TreeSource::Server { served, levels: Vec::new() },
         };
         Self { from }
     }
@@ -100,16 +100,16 @@ impl<'a> Tree<'a> {
     /// The number of folders entered.
     pub fn depth(&self) -> usize {
         match &self.from {
-            Origin::Store { walk, .. } => walk.depth(),
-            Origin::Server { levels, .. } => levels.len(),
+            TreeSource::Store { walk, .. } => walk.depth(),
+            TreeSource::Server { levels, .. } => levels.len(),
         }
     }
 
     /// The names on the path from the top to the folder that was entered last.
     pub fn names(&self) -> Box<dyn Iterator<Item = &EntryName> + '_> {
         match &self.from {
-            Origin::Store { walk, .. } => Box::new(walk.names()),
-            Origin::Server { levels, .. } => {
+            TreeSource::Store { walk, .. } => Box::new(walk.names()),
+            TreeSource::Server { levels, .. } => {
                 Box::new(levels.iter().filter_map(|level| level.name.as_ref()))
             }
         }
@@ -118,12 +118,12 @@ impl<'a> Tree<'a> {
     /// Enters a folder; the first one is the top. `name`: in the folder around it.
     pub fn enter(&mut self, folder: Object, name: Option<EntryName>) {
         match &mut self.from {
-            Origin::Store { walk, .. } => {
+            TreeSource::Store { walk, .. } => {
                 if let Some(inode) = folder.inode() {
                     walk.enter(inode.clone(), name);
                 }
             }
-            Origin::Server { levels, .. } => {
+            TreeSource::Server { levels, .. } => {
                 levels.push(Level::new(folder, name));
                 if let Some(level) = levels.iter_mut().rev().nth(PAGES_HELD)
                     && !level.page.is_empty()
@@ -142,12 +142,12 @@ impl<'a> Tree<'a> {
     /// When the folder cannot be listed.
     pub async fn next(&mut self) -> anyhow::Result<Option<(EntryName, anyhow::Result<Object>)>> {
         match &mut self.from {
-            Origin::Store { view, walk } => {
+            TreeSource::Store { view, walk } => {
                 let Some((name, ino)) = walk.next().await? else { return Ok(None) };
                 let object = view.inode(ino).await;
                 Ok(Some((name, object.map(Object::from).map_err(Into::into))))
             }
-            Origin::Server { served, levels } => {
+            TreeSource::Server { served, levels } => {
                 let Some(level) = levels.last_mut() else { return Ok(None) };
                 let Some(entry) = level.next(served).await? else { return Ok(None) };
                 let name = EntryName::try_from(entry.name.as_slice()).map_err(|error| {
@@ -162,8 +162,8 @@ impl<'a> Tree<'a> {
     /// Leaves the folder that was entered last, and returns it.
     pub fn leave(&mut self) -> Option<Object> {
         match &mut self.from {
-            Origin::Store { walk, .. } => walk.leave().map(Object::from),
-            Origin::Server { levels, .. } => levels.pop().map(|level| level.folder),
+            TreeSource::Store { walk, .. } => walk.leave().map(Object::from),
+            TreeSource::Server { levels, .. } => levels.pop().map(|level| level.folder),
         }
     }
 }

@@ -24,6 +24,7 @@ mod owner;
 mod pace;
 pub mod policy;
 mod pools;
+pub mod problems;
 mod roots;
 mod scrub;
 pub mod secrets;

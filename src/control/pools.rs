@@ -51,13 +51,13 @@ impl fmt::Debug for Pool {
 /// Every pool of the process. Cheap to clone.
 #[derive(Clone)]
 pub struct Pools {
-    slots: Arc<Vec<Slot>>,
+    entries: Arc<Vec<PoolEntry>>,
     default: Option<String>,
     /// The number of open pools.
     open: watch::Sender<usize>,
 }
 
-struct Slot {
+struct PoolEntry {
     name: String,
     /// The pool, once it is open.
     pool: OnceLock<Pool>,
@@ -65,7 +65,7 @@ struct Slot {
     why: Mutex<String>,
 }
 
-impl Slot {
+impl PoolEntry {
     fn waiting(name: String) -> Self {
         Self { name, pool: OnceLock::new(), why: Mutex::new("it is being opened".to_owned()) }
     }
@@ -100,30 +100,30 @@ impl Pools {
         names: impl IntoIterator<Item = String>,
         default: Option<String>,
     ) -> Result<Self, ControlError> {
-        let slots: Vec<Slot> = names.into_iter().map(Slot::waiting).collect();
-        for (i, slot) in slots.iter().enumerate() {
-            if slots.iter().skip(i + 1).any(|other| other.name == slot.name) {
+        let entries: Vec<PoolEntry> = names.into_iter().map(PoolEntry::waiting).collect();
+        for (i, entry) in entries.iter().enumerate() {
+            if entries.iter().skip(i + 1).any(|other| other.name == entry.name) {
                 return Err(ControlError::Invalid(format!(
                     "two pools have the name {}: configure each once",
-                    slot.name
+                    entry.name
                 )));
             }
         }
         if let Some(name) = &default
-            && !slots.iter().any(|slot| slot.name == *name)
+            && !entries.iter().any(|entry| entry.name == *name)
         {
             return Err(ControlError::Invalid(format!(
                 "the default pool {name} is not among the pools configured"
             )));
         }
-        Ok(Self { slots: Arc::new(slots), default, open: watch::Sender::new(0) })
+        Ok(Self { entries: Arc::new(entries), default, open: watch::Sender::new(0) })
     }
 
     /// One pool, which is the default.
     pub fn one(name: &str, catalog: Catalog) -> Self {
-        let slot = Slot::waiting(name.to_owned());
-        let _new = slot.pool.set(Pool { name: name.to_owned(), catalog, folder: None });
-        Self { slots: Arc::new(vec![slot]), default: None, open: watch::Sender::new(1) }
+        let entry = PoolEntry::waiting(name.to_owned());
+        let _new = entry.pool.set(Pool { name: name.to_owned(), catalog, folder: None });
+        Self { entries: Arc::new(vec![entry]), default: None, open: watch::Sender::new(1) }
     }
 
     /// Marks the pool of that name as open.
@@ -136,8 +136,8 @@ impl Pools {
                 format!("pools {} and {} are one pool: configure it once", other.name, pool.name);
             return Err(ControlError::Invalid(why));
         }
-        let slot = self.slots.iter().find(|slot| slot.name == pool.name);
-        match slot.map(|slot| slot.pool.set(pool)) {
+        let entry = self.entries.iter().find(|entry| entry.name == pool.name);
+        match entry.map(|entry| entry.pool.set(pool)) {
             Some(Ok(())) => {
                 self.open.send_modify(|open| *open += 1);
                 Ok(())
@@ -158,20 +158,20 @@ impl Pools {
 
     /// Records why a pool is not open yet.
     pub fn not_yet(&self, name: &str, why: String) {
-        if let Some(slot) = self.slots.iter().find(|slot| slot.name == name) {
-            *slot.why.lock() = why;
+        if let Some(entry) = self.entries.iter().find(|entry| entry.name == name) {
+            *entry.why.lock() = why;
         }
     }
 
     /// The pools that are not open yet, and why.
     pub fn not_open(&self) -> Vec<(String, String)> {
-        let waiting = self.slots.iter().filter(|slot| slot.pool.get().is_none());
-        waiting.map(|slot| (slot.name.clone(), slot.why.lock().clone())).collect()
+        let waiting = self.entries.iter().filter(|entry| entry.pool.get().is_none());
+        waiting.map(|entry| (entry.name.clone(), entry.why.lock().clone())).collect()
     }
 
     /// The pools that are open.
     pub fn iter(&self) -> impl Iterator<Item = &Pool> {
-        self.slots.iter().filter_map(|slot| slot.pool.get())
+        self.entries.iter().filter_map(|entry| entry.pool.get())
     }
 
     /// Returns every pool, for answers that would be wrong without one of them.
@@ -179,17 +179,17 @@ impl Pools {
     /// # Errors
     /// [`ControlError::Unavailable`] while one is not open.
     pub fn all(&self) -> Result<Vec<&Pool>, ControlError> {
-        self.slots.iter().map(Slot::open).collect()
+        self.entries.iter().map(PoolEntry::open).collect()
     }
 
     /// By configured name; `None`: the default one, or the only one.
     pub fn get(&self, name: Option<&str>) -> Result<&Pool, ControlError> {
         let known =
-            || self.slots.iter().map(|slot| slot.name.as_str()).collect::<Vec<_>>().join(", ");
-        match (name.or(self.default.as_deref()), self.slots.as_slice()) {
-            (Some(name), slots) => slots
+            || self.entries.iter().map(|entry| entry.name.as_str()).collect::<Vec<_>>().join(", ");
+        match (name.or(self.default.as_deref()), self.entries.as_slice()) {
+            (Some(name), entries) => entries
                 .iter()
-                .find(|slot| slot.name == name)
+                .find(|entry| entry.name == name)
                 .ok_or_else(|| {
                     ControlError::Invalid(format!(
                         "pool {name:?} is not configured; there are: {}",
@@ -210,8 +210,8 @@ impl Pools {
         if let Some(pool) = self.iter().find(|pool| pool.id() == id) {
             return Ok(Some(pool));
         }
-        match self.slots.iter().find(|slot| slot.pool.get().is_none()) {
-            Some(slot) => Err(slot.unavailable()),
+        match self.entries.iter().find(|entry| entry.pool.get().is_none()) {
+            Some(entry) => Err(entry.unavailable()),
             None => Ok(None),
         }
     }

@@ -14,7 +14,7 @@ use bytes::Bytes;
 use std::collections::HashMap;
 
 /// A head or a snapshot being read.
-pub(super) struct Root {
+pub(super) struct OpenRoot {
     /// `DATASET` or `DATASET@SNAPSHOT`.
     pub(super) name: String,
     pub(super) family: FamilyId,
@@ -82,7 +82,7 @@ pub(super) async fn list(pool: &Pool) -> Result<Vec<RootRef>, ControlError> {
         .collect())
 }
 
-impl Root {
+impl OpenRoot {
     /// `None`: never opened, or removed meanwhile.
     pub(super) async fn open(
         pool: &Pool,

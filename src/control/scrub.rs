@@ -14,7 +14,7 @@
 //! [`Scrubbed`] is also what a scrub resumes from: packs that were read are not read again.
 
 use super::pace::Pace;
-use super::roots::{self, Root};
+use super::roots::{self, OpenRoot};
 use super::{ControlError, Pool};
 use crate::chunk::{ChunkError, ChunkRef, ChunkStore};
 use crate::fs::FsError;
@@ -137,7 +137,7 @@ impl<'a> Scrub<'a> {
     ) -> Result<bool, ControlError> {
         for source in roots::list(self.pool).await? {
             if only.is_none_or(|only| only.incarnation == source.dataset().incarnation)
-                && let Some(root) = Root::open(self.pool, self.volumes, &source).await?
+                && let Some(root) = OpenRoot::open(self.pool, self.volumes, &source).await?
             {
                 self.scrub(root, &source, stop, &mut each).await?;
             }
@@ -150,7 +150,7 @@ impl<'a> Scrub<'a> {
 
     async fn scrub(
         &mut self,
-        root: Root,
+        root: OpenRoot,
         source: &roots::RootRef,
         stop: &CancellationToken,
         each: &mut impl FnMut(&str, &Scrubbed),
@@ -178,7 +178,7 @@ impl<'a> Scrub<'a> {
     /// Reads every record of a root, and the packs it refers to.
     async fn suspects(
         &mut self,
-        root: &Root,
+        root: &OpenRoot,
         each: &mut impl FnMut(&str, &Scrubbed),
     ) -> Result<Vec<Suspect>, ControlError> {
         let store = self.volumes.settings().chunks(&self.pool.catalog, root.family);
@@ -283,13 +283,13 @@ impl<'a> Scrub<'a> {
     /// Reports the files of chunks that cannot be read.
     async fn tell(
         &mut self,
-        root: &Root,
+        root: &OpenRoot,
         source: &roots::RootRef,
         mut suspects: Vec<Suspect>,
     ) -> Result<(), ControlError> {
         if source.is_head()
             && !suspects.is_empty()
-            && let Some(now) = Root::open(self.pool, self.volumes, source).await?
+            && let Some(now) = OpenRoot::open(self.pool, self.volumes, source).await?
         {
             let still = still_used(now.rows(), suspects).await;
             now.close().await?;

@@ -11,7 +11,7 @@
 //! An estimate reads a row for each pack; exact figures read every extent of the family, and
 //! remember each chunk.
 
-use super::roots::{self, Root, RootRef, usage};
+use super::roots::{self, OpenRoot, RootRef, usage};
 use super::{ControlError, Pool};
 use crate::chunk::parse_object;
 use crate::fs::FsError;
@@ -151,7 +151,7 @@ async fn by_packs(
     let (mut of, mut used) =
         (Vec::with_capacity(family.len()), HashMap::<PackId, (usize, bool)>::new());
     for (n, source) in family.iter().enumerate() {
-        let Some(root) = Root::open(pool, volumes, source).await? else {
+        let Some(root) = OpenRoot::open(pool, volumes, source).await? else {
             of.push(None);
             continue;
         };
@@ -191,7 +191,7 @@ async fn by_chunks(
 ) -> Result<Vec<Option<SpaceOf>>, ControlError> {
     let (mut of, mut chunks) = (Vec::with_capacity(family.len()), Chunks::new());
     for (n, source) in family.iter().enumerate() {
-        let Some(root) = Root::open(pool, volumes, source).await? else {
+        let Some(root) = OpenRoot::open(pool, volumes, source).await? else {
             of.push(None);
             continue;
         };
@@ -238,7 +238,7 @@ struct Used {
 }
 
 async fn read_chunks(
-    root: &Root,
+    root: &OpenRoot,
     n: u32,
     in_head: bool,
     chunks: &mut Chunks,

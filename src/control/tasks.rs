@@ -40,7 +40,7 @@ pub enum TaskOutcome {
         class: Class,
         why: String,
     },
-    /// It was asked to stop before it was complete.
+    /// Stopped on request before it was complete.
     Stopped,
 }
 
@@ -54,7 +54,7 @@ pub struct Task {
     pub pool: String,
     /// The dataset that is worked on; `None`: all of the pool.
     pub dataset: Option<String>,
-    /// What is worked on, for people: `DATASET`, `DATASET@SNAPSHOT:/PATH`.
+    /// The object of the work, for people: `DATASET`, `DATASET@SNAPSHOT:/PATH`.
     pub subject: String,
     pub started: Timestamp,
     pub ended: Option<Timestamp>,
@@ -91,20 +91,20 @@ pub struct Tasks {
 }
 
 struct Inner {
-    kept: Mutex<Kept>,
+    list: Mutex<TaskList>,
     changes: watch::Sender<u64>,
     work: TaskTracker,
     stop: CancellationToken,
 }
 
 #[derive(Default)]
-struct Kept {
+struct TaskList {
     /// Oldest first.
     tasks: VecDeque<(Task, CancellationToken)>,
     last: u64,
 }
 
-impl Kept {
+impl TaskList {
     fn is_full(&self) -> bool {
         self.tasks.iter().filter(|(task, _)| task.is_running()).count() >= TASKS_RUNNING_MAX
     }
@@ -122,7 +122,7 @@ impl Tasks {
         let changes = watch::Sender::new(0);
         Self {
             inner: Arc::new(Inner {
-                kept: Default::default(),
+                list: Default::default(),
                 changes,
                 work: Default::default(),
                 stop,
@@ -132,7 +132,7 @@ impl Tasks {
 
     /// Returns whether no further task can begin now.
     pub fn is_full(&self) -> bool {
-        self.inner.kept.lock().is_full()
+        self.inner.list.lock().is_full()
     }
 
     /// Registers a task that begins now.
@@ -146,13 +146,13 @@ impl Tasks {
         dataset: Option<String>,
         subject: String,
     ) -> Result<RunningTask, ControlError> {
-        let mut kept = self.inner.kept.lock();
-        if kept.is_full() {
+        let mut list = self.inner.list.lock();
+        if list.is_full() {
             let why = format!("{TASKS_RUNNING_MAX} tasks are running: retry when one has ended");
             return Err(ControlError::Unavailable(why));
         }
-        kept.last += 1;
-        let (id, stop) = (kept.last, self.inner.stop.child_token());
+        list.last += 1;
+        let (id, stop) = (list.last, self.inner.stop.child_token());
         let task = Task {
             id,
             kind,
@@ -166,23 +166,23 @@ impl Tasks {
             outcome: TaskOutcome::Running,
             scrubbed: None,
         };
-        kept.tasks.push_back((task, stop.clone()));
-        forget_old(&mut kept.tasks);
-        drop(kept);
+        list.tasks.push_back((task, stop.clone()));
+        forget_old(&mut list.tasks);
+        drop(list);
         self.changed();
         Ok(RunningTask { tasks: self.clone(), id, stop })
     }
 
     /// The tasks that run and those that ended lately, newest first.
     pub fn list(&self) -> Vec<Task> {
-        self.inner.kept.lock().tasks.iter().rev().map(|(task, _)| task.clone()).collect()
+        self.inner.list.lock().tasks.iter().rev().map(|(task, _)| task.clone()).collect()
     }
 
     /// # Errors
     /// `NotFound`.
     pub fn get(&self, id: u64) -> Result<Task, ControlError> {
-        let kept = self.inner.kept.lock();
-        let found = kept.tasks.iter().find(|(task, _)| task.id == id);
+        let list = self.inner.list.lock();
+        let found = list.tasks.iter().find(|(task, _)| task.id == id);
         found.map(|(task, _)| task.clone()).ok_or_else(|| unknown(id))
     }
 
@@ -192,9 +192,9 @@ impl Tasks {
     /// # Errors
     /// `NotFound`.
     pub fn stop(&self, id: u64) -> Result<Task, ControlError> {
-        let kept = self.inner.kept.lock();
+        let list = self.inner.list.lock();
         let (task, stop) =
-            kept.tasks.iter().find(|(task, _)| task.id == id).ok_or_else(|| unknown(id))?;
+            list.tasks.iter().find(|(task, _)| task.id == id).ok_or_else(|| unknown(id))?;
         stop.cancel();
         Ok(task.clone())
     }
@@ -262,7 +262,7 @@ impl Tasks {
     }
 
     fn change(&self, id: u64, change: impl FnOnce(&mut Task)) {
-        if let Some((task, _)) = self.inner.kept.lock().tasks.iter_mut().find(|(t, _)| t.id == id) {
+        if let Some((task, _)) = self.inner.list.lock().tasks.iter_mut().find(|(t, _)| t.id == id) {
             change(task);
         }
         self.changed();
@@ -319,7 +319,7 @@ impl RunningTask {
 
     /// Removes the task: there was nothing to do.
     pub fn forget(self) {
-        self.tasks.inner.kept.lock().tasks.retain(|(task, _)| task.id != self.id);
+        self.tasks.inner.list.lock().tasks.retain(|(task, _)| task.id != self.id);
         self.tasks.changed();
     }
 

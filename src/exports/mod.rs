@@ -27,7 +27,7 @@ use crate::fs::FsError;
 use crate::nfs::{
     Export, ExportId, ExportTable, Found, Listed, MountPoint, MountRefused, Registry,
 };
-use crate::types::{Class, Classify, DatasetId, DatasetName, SnapshotId, SnapshotName};
+use crate::types::{Backoff, Class, Classify, DatasetId, DatasetName, SnapshotId, SnapshotName};
 use crate::volume::{CloseReason, Closing, ExportedFs, Lost, VolumeError, Volumes};
 use futures::future::BoxFuture;
 use parking_lot::{Mutex, RwLock};
@@ -155,13 +155,14 @@ impl Exports {
 
     /// Opens an announced export, for as long as it takes: its clients wait.
     async fn open_for_waiting(self: Arc<Self>, pool: Pool, what: Named) {
-        let mut wait = REOPEN_MIN;
+        let mut backoff = Backoff::new(REOPEN_MIN, REOPEN_MAX);
         loop {
             match self.open(&pool, what).await {
                 Ok(_) => return,
                 // The next process opens it.
                 Err(_) if self.volumes.is_handed_over() => return,
                 Err(error) if error.class().may_pass() => {
+                    let wait = backoff.pause();
                     tracing::warn!(
                         dataset = %what,
                         %error,
@@ -169,7 +170,6 @@ impl Exports {
                         "cannot open a dataset that clients have mounted; retrying"
                     );
                     tokio::time::sleep(wait).await;
-                    wait = (wait * 2).min(REOPEN_MAX);
                 }
                 Err(error) => {
                     tracing::warn!(

@@ -59,7 +59,7 @@ pub enum Difference {
 
 /// One difference, at a path that begins with `/`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Found {
+pub struct PathDifference {
     pub path: Arc<[u8]>,
     pub kind: FileKind,
     pub difference: Difference,
@@ -102,7 +102,7 @@ pub struct Comparison<'a> {
     put: HashMap<InodeNo, Vec<Moved>>,
     waiting: usize,
     /// Those of the last page, not asked for yet.
-    found: VecDeque<Found>,
+    found: VecDeque<PathDifference>,
 }
 
 /// Reports every difference, in no particular order.
@@ -112,7 +112,7 @@ pub struct Comparison<'a> {
 pub async fn compare<E: From<FsError>>(
     before: &SnapshotFs,
     after: &SnapshotFs,
-    mut each: impl FnMut(Found) -> Result<(), E>,
+    mut each: impl FnMut(PathDifference) -> Result<(), E>,
 ) -> Result<(), E> {
     let mut comparison = Comparison::new(before, after).await?;
     while let Some(found) = comparison.next().await? {
@@ -142,7 +142,7 @@ impl<'a> Comparison<'a> {
     }
 
     /// The next difference; `None` after the last.
-    pub async fn next(&mut self) -> Result<Option<Found>, FsError> {
+    pub async fn next(&mut self) -> Result<Option<PathDifference>, FsError> {
         loop {
             if let Some(found) = self.found.pop_front() {
                 return Ok(Some(found));
@@ -178,7 +178,7 @@ impl<'a> Comparison<'a> {
     }
 
     fn say(&mut self, path: &Arc<[u8]>, kind: FileKind, difference: Difference) {
-        self.found.push_back(Found { path: path.clone(), kind, difference });
+        self.found.push_back(PathDifference { path: path.clone(), kind, difference });
     }
 
     /// One page of a directory that is in both states.

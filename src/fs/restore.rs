@@ -42,7 +42,7 @@ const FAILED_SHOWN: usize = 20;
 /// … with this many characters of the errors.
 const FAILED_CHARS: usize = 300;
 
-/// What a restore does with an object that has the name of one that it restores. A directory is
+/// Treatment of an object that has the name of one that is restored. A directory is
 /// never replaced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Overwrite {

@@ -11,6 +11,7 @@ use super::status::NfsStat;
 use super::xdr::Encoder;
 use crate::fs::FsError;
 use crate::fs::api::{Attr, Caller, FileRef, FileSystem};
+use crate::types::Backoff;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -99,14 +100,20 @@ async fn after<F: FileSystem>(status: NfsStat, target: Option<&Target<F>>) -> Op
 }
 
 /// The time for which a call has been held because the object store does not answer.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Hold {
     since: Option<Instant>,
-    pause: Duration,
+    backoff: Backoff,
 }
 
 const PAUSE_MIN: Duration = Duration::from_millis(50);
 const PAUSE_MAX: Duration = Duration::from_secs(2);
+
+impl Default for Hold {
+    fn default() -> Self {
+        Self { since: None, backoff: Backoff::new(PAUSE_MIN, PAUSE_MAX) }
+    }
+}
 
 impl Hold {
     /// Returns the status of a failed call; `None`: run it again. A call is run again only where
@@ -124,9 +131,9 @@ impl Hold {
             FsError::Unavailable(_) if export.is_lost() => return Some(NfsStat::Stale),
             FsError::Unavailable(_) => {
                 let since = *self.since.get_or_insert_with(Instant::now);
-                self.pause = (self.pause * 2).clamp(PAUSE_MIN, PAUSE_MAX);
-                if since.elapsed() + self.pause < call.shared.options.hold {
-                    tokio::time::sleep(self.pause).await;
+                let pause = self.backoff.pause();
+                if since.elapsed() + pause < call.shared.options.hold {
+                    tokio::time::sleep(pause).await;
                     return None;
                 }
             }

@@ -277,7 +277,7 @@ impl<T: ExportTable> Connection<T> {
         Ok(())
     }
 
-    async fn nfs(&mut self, mut received: rpc::Call<'_>) -> Begun {
+    async fn nfs(&mut self, mut received: rpc::RpcCall<'_>) -> Begun {
         let xid = received.xid;
         let refuse = |why| Begun::Reply(Reply::whole(rpc::refuse(xid, why)));
         let Some(procedure) = Procedure::from_wire(received.procedure) else {
@@ -397,7 +397,7 @@ impl<T: ExportTable> Connection<T> {
         Begun::Later
     }
 
-    async fn mount(&mut self, mut received: rpc::Call<'_>) -> Begun {
+    async fn mount(&mut self, mut received: rpc::RpcCall<'_>) -> Begun {
         let refuse = |why| Begun::Reply(Reply::whole(rpc::refuse(received.xid, why)));
         match MountArgs::decode(received.procedure, &mut received.args) {
             Ok(Some(args)) => {
@@ -417,7 +417,7 @@ impl<T: ExportTable> Connection<T> {
     /// The caller; `None` without credentials, if the procedure needs none.
     fn identify(
         &mut self,
-        received: &rpc::Call<'_>,
+        received: &rpc::RpcCall<'_>,
         procedure: Procedure,
     ) -> Result<Option<Arc<Identity>>, AuthStat> {
         match received.flavor {

@@ -127,7 +127,7 @@ pub trait ExportTable: Send + Sync + 'static {
     fn list(&self) -> impl Future<Output = Vec<Listed>> + Send;
 }
 
-enum Slot<F> {
+enum ExportState<F> {
     Opening(watch::Sender<()>),
     Open(Arc<Export<F>>),
     Lost,
@@ -135,66 +135,69 @@ enum Slot<F> {
 
 /// The exports of a process by id: what an [`ExportTable`] usually delegates to.
 pub struct Registry<F> {
-    slots: RwLock<HashMap<ExportId, Slot<F>>>,
+    states: RwLock<HashMap<ExportId, ExportState<F>>>,
 }
 
 impl<F> Default for Registry<F> {
     fn default() -> Self {
-        Self { slots: RwLock::default() }
+        Self { states: RwLock::default() }
     }
 }
 
 impl<F: FileSystem> Registry<F> {
     /// Marks this export as being opened: its handles wait. One that is open or lost is left alone.
     pub fn announce(&self, id: ExportId) {
-        self.slots.write().entry(id).or_insert_with(|| Slot::Opening(watch::Sender::new(())));
+        self.states
+            .write()
+            .entry(id)
+            .or_insert_with(|| ExportState::Opening(watch::Sender::new(())));
     }
 
     /// Makes an export reachable, replacing an earlier one of its id unless that was lost.
     pub fn publish(&self, export: Arc<Export<F>>) {
-        let mut slots = self.slots.write();
-        if !matches!(slots.get(&export.id), Some(Slot::Lost)) {
-            slots.insert(export.id, Slot::Open(export));
+        let mut states = self.states.write();
+        if !matches!(states.get(&export.id), Some(ExportState::Lost)) {
+            states.insert(export.id, ExportState::Open(export));
         }
     }
 
     /// Like [`Self::publish`], also after a loss: the file system was opened again, and no client
     /// is to be kept from it.
     pub fn republish(&self, export: Arc<Export<F>>) {
-        self.slots.write().insert(export.id, Slot::Open(export));
+        self.states.write().insert(export.id, ExportState::Open(export));
     }
 
     /// Every handle of this export is `STALE` until it is removed (R25). Its file system is
     /// released.
     pub fn lose(&self, id: ExportId) {
-        if let Some(Slot::Open(export)) = self.slots.write().insert(id, Slot::Lost) {
+        if let Some(ExportState::Open(export)) = self.states.write().insert(id, ExportState::Lost) {
             export.lose();
         }
     }
 
     /// Removes an export; calls that wait for it find it unknown. Returns it if it was open.
     pub fn remove(&self, id: ExportId) -> Option<Arc<Export<F>>> {
-        match self.slots.write().remove(&id) {
-            Some(Slot::Open(export)) => Some(export),
-            Some(Slot::Opening(_) | Slot::Lost) | None => None,
+        match self.states.write().remove(&id) {
+            Some(ExportState::Open(export)) => Some(export),
+            Some(ExportState::Opening(_) | ExportState::Lost) | None => None,
         }
     }
 
     pub fn find(&self, id: ExportId) -> Found<F> {
-        match self.slots.read().get(&id) {
-            Some(Slot::Open(export)) => Found::Open(export.clone()),
-            Some(Slot::Opening(_)) => Found::Opening,
-            Some(Slot::Lost) | None => Found::Unknown,
+        match self.states.read().get(&id) {
+            Some(ExportState::Open(export)) => Found::Open(export.clone()),
+            Some(ExportState::Opening(_)) => Found::Opening,
+            Some(ExportState::Lost) | None => Found::Unknown,
         }
     }
 
     /// Waits until the export is no longer opening.
     pub async fn opened(&self, id: ExportId) -> Found<F> {
         loop {
-            let mut changed = match self.slots.read().get(&id) {
-                Some(Slot::Open(export)) => return Found::Open(export.clone()),
-                Some(Slot::Opening(changed)) => changed.subscribe(),
-                Some(Slot::Lost) | None => return Found::Unknown,
+            let mut changed = match self.states.read().get(&id) {
+                Some(ExportState::Open(export)) => return Found::Open(export.clone()),
+                Some(ExportState::Opening(changed)) => changed.subscribe(),
+                Some(ExportState::Lost) | None => return Found::Unknown,
             };
             // No value is ever sent: the slot's replacement drops the sender.
             let _closed = changed.changed().await;

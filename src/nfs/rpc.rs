@@ -48,7 +48,7 @@ pub enum Refusal {
 
 /// A call whose header was understood. `args` stands at the first byte of the arguments.
 #[derive(Debug)]
-pub struct Call<'a> {
+pub struct RpcCall<'a> {
     pub xid: u32,
     pub program: u32,
     pub version: u32,
@@ -61,7 +61,7 @@ pub struct Call<'a> {
 /// The kind of a record.
 #[derive(Debug)]
 pub enum Received<'a> {
-    Call(Call<'a>),
+    Call(RpcCall<'a>),
     /// To be answered with a refusal.
     Refused {
         xid: u32,
@@ -87,7 +87,7 @@ pub fn decode(record: &Bytes) -> Result<Received<'_>> {
     };
     let _verifier_flavor = args.u32()?;
     args.opaque(AUTH_BYTES_MAX)?;
-    Ok(Received::Call(Call { xid, program, version, procedure, flavor, credentials, args }))
+    Ok(Received::Call(RpcCall { xid, program, version, procedure, flavor, credentials, args }))
 }
 
 /// The host of a client: a part of what recognises its retransmitted calls.

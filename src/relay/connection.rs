@@ -9,6 +9,7 @@ use super::state::EndpointState;
 use super::unanswered::UnansweredCalls;
 use super::{Answers, Route};
 use crate::nfs::{RecordReader, Stream, is_mount_request, is_reply, xid_of};
+use crate::types::Backoff;
 use bytes::{BufMut, BytesMut};
 use parking_lot::Mutex;
 use std::io::{self, ErrorKind};
@@ -75,7 +76,7 @@ impl Relayed {
     /// Runs until the client has gone, or the endpoint closes.
     pub async fn run(mut self) {
         let mut routes = self.endpoint.routes.subscribe();
-        let mut pause = RETRY_MIN;
+        let mut backoff = Backoff::new(RETRY_MIN, RETRY_MAX);
         loop {
             let route = routes.borrow_and_update().clone();
             self.calls.unanswered.lock().send_again();
@@ -83,7 +84,7 @@ impl Relayed {
             let (stream, endpoint, calls) = (&*stream, &**endpoint, &*calls);
             let end = tokio::select! {
                 read = read_calls(stream, records, calls, endpoint, *is_own) => End::Client(read),
-                () = follow(&route, stream, calls, outgoing, endpoint, &mut pause) => End::Route,
+                () = follow(&route, stream, calls, outgoing, endpoint, &mut backoff) => End::Route,
                 changed = routes.changed() => match changed {
                     Ok(()) => End::RouteChanged,
                     Err(_) => End::Closed,
@@ -96,7 +97,7 @@ impl Relayed {
                     tracing::debug!(%error, "a relayed connection was closed");
                     return;
                 }
-                End::RouteChanged => pause = RETRY_MIN,
+                End::RouteChanged => backoff.reset(),
                 End::Route => {}
             }
         }
@@ -167,7 +168,7 @@ async fn follow(
     calls: &Calls,
     outgoing: &mut Outgoing,
     endpoint: &EndpointState,
-    pause: &mut Duration,
+    backoff: &mut Backoff,
 ) {
     // A reply that was begun on an earlier route.
     if outgoing.send(stream, STALL).await.is_err() {
@@ -179,7 +180,7 @@ async fn follow(
         Route::Here(server) => match server.connect(endpoint.host) {
             Ok(local) => {
                 let (from, to) = local.into_split();
-                exchange((from, to), Some(&**server), stream, calls, outgoing, endpoint, pause)
+                exchange((from, to), Some(&**server), stream, calls, outgoing, endpoint, backoff)
                     .await
             }
             Err(error) => error,
@@ -187,15 +188,14 @@ async fn follow(
         Route::Owner(owner) => match endpoint.dialer.dial(owner).await {
             Ok(remote) => {
                 let (from, to) = tokio::io::split(remote);
-                exchange((from, to), None, stream, calls, outgoing, endpoint, pause).await
+                exchange((from, to), None, stream, calls, outgoing, endpoint, backoff).await
             }
             Err(error) => error,
         },
     };
     tracing::debug!(error = %broke, dataset = %endpoint.dataset, "calls wait for another route");
     endpoint.disturb();
-    tokio::time::sleep(*pause).await;
-    *pause = (*pause * 2).min(RETRY_MAX);
+    tokio::time::sleep(backoff.pause()).await;
 }
 
 /// Exchanges calls and replies until the route or the client breaks.
@@ -206,10 +206,10 @@ async fn exchange<R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(
     calls: &Calls,
     outgoing: &mut Outgoing,
     endpoint: &EndpointState,
-    pause: &mut Duration,
+    backoff: &mut Backoff,
 ) -> io::Error {
     endpoint.calm();
-    *pause = RETRY_MIN;
+    backoff.reset();
     let ended = tokio::select! {
         sent = send_calls(calls, &mut to) => sent,
         received = receive(&mut from, server, stream, calls, outgoing, endpoint) => received,

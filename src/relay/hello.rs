@@ -11,7 +11,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 pub const VERSION: u32 = 1;
 const BYTES_MAX: u32 = 4096;
 
-/// What follows the answer.
+/// The protocol that follows the answer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Purpose {
@@ -22,7 +22,7 @@ pub enum Purpose {
     Requests,
 }
 
-/// Of the one that connects.
+/// The session that connects.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hello {
     pub version: u32,

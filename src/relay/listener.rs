@@ -53,7 +53,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 pub enum Found {
     Serving(Arc<dyn Answers>),
     NotOwner,
-    /// It is served here, to this node alone.
+    /// The volume is served here, to this node alone.
     NotShared,
 }
 
@@ -327,7 +327,7 @@ async fn exchange(
     let (mut from_server, mut to_server) = local.into_split();
     tokio::select! {
         calls = copy(&mut from_peer, &mut to_server, NO_LIMIT, || true) => calls,
-        // What a server says that has lost the volume is for nobody (R25).
+        // Replies of a server that has lost the volume are for nobody (R25).
         replies = copy(&mut from_server, &mut to_peer, STALL, || server.is_valid()) => {
             replies
         }

@@ -1,4 +1,4 @@
-//! What the connections of one endpoint share.
+//! State shared by the connections of one endpoint.
 
 use super::{Dialer, RelayBudget, Route};
 use crate::nfs::{ClientHost, Peers, Stream};

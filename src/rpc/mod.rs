@@ -1,4 +1,4 @@
-//! What the edges that speak gRPC share: classes of errors as codes, and unix sockets that survive
+//! Parts shared by the gRPC edges: classes of errors as codes, and unix sockets that survive
 //! a crash of their process.
 
 mod socket;

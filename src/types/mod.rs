@@ -1,8 +1,9 @@
-//! The vocabulary that every floor shares: identifiers, names, time and error classes.
+//! The vocabulary that every floor shares: identifiers, names, time, backoff and error classes.
 //!
 //! Nothing here does I/O or knows of any other module. Every newtype has one parsing constructor
 //! and private fields, so that a value of the type is proof that it was checked.
 
+mod backoff;
 mod class;
 mod id;
 mod name;
@@ -11,6 +12,7 @@ mod size;
 mod sync;
 mod time;
 
+pub use backoff::Backoff;
 pub use class::{Class, Classify, with_causes};
 pub use id::{
     ChunkHash, ClaimId, DatasetId, Epoch, FamilyId, GroupHandle, GroupId, IdError, Incarnation,

@@ -68,9 +68,9 @@ pub struct OpenSnapshots {
 
 struct Inner {
     settings: VolumeSettings,
-    slots: Mutex<HashMap<Key, Arc<Slot>>>,
+    entries: Mutex<HashMap<Key, Arc<CacheEntry>>>,
     permits: Arc<Semaphore>,
-    /// Set while the maintenance task runs. Changed under the lock of `slots`.
+    /// Set while the maintenance task runs. Changed under the lock of `entries`.
     maintenance: AtomicBool,
     started: Instant,
 }
@@ -78,7 +78,7 @@ struct Inner {
 type Key = (SnapshotId, RetainedBy);
 
 #[derive(Default)]
-struct Slot {
+struct CacheEntry {
     open: OnceCell<Arc<OpenSnapshot>>,
     /// Milliseconds since the start.
     used: AtomicU64,
@@ -162,7 +162,7 @@ impl OpenSnapshots {
         Self {
             inner: Arc::new(Inner {
                 settings,
-                slots: Default::default(),
+                entries: Default::default(),
                 permits,
                 maintenance: Default::default(),
                 started: Instant::now(),
@@ -181,8 +181,8 @@ impl OpenSnapshots {
         retained_by: RetainedBy,
     ) -> Result<Arc<OpenSnapshot>, FsError> {
         let key = (id, retained_by);
-        let slot = self.slot(key);
-        let opened = slot.open.get_or_try_init(|| Box::pin(self.open(pool, key))).await;
+        let entry = self.entry(key);
+        let opened = entry.open.get_or_try_init(|| Box::pin(self.open(pool, key))).await;
         let snapshot = match opened {
             Ok(snapshot) => snapshot.check().await.map(|()| snapshot.clone()),
             Err(error) => Err(error),
@@ -193,7 +193,7 @@ impl OpenSnapshots {
                 Ok(snapshot)
             }
             Err(error) => {
-                self.forget(key, &slot);
+                self.forget(key, &entry);
                 Err(error)
             }
         }
@@ -206,8 +206,8 @@ impl OpenSnapshots {
 
     /// Closes all, and waits a while until they are closed.
     pub async fn close(&self) {
-        let slots = std::mem::take(&mut *self.inner.slots.lock());
-        drop(slots);
+        let entries = std::mem::take(&mut *self.inner.entries.lock());
+        drop(entries);
         let all = self.inner.permits.acquire_many(u32::try_from(OPEN_MAX).unwrap_or(u32::MAX));
         if tokio::time::timeout(WAIT, all).await.is_err() {
             tracing::debug!(
@@ -221,24 +221,24 @@ impl OpenSnapshots {
         u64::try_from(self.inner.started.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
-    fn slot(&self, key: Key) -> Arc<Slot> {
-        let mut slots = self.inner.slots.lock();
-        if !slots.contains_key(&key) && slots.len() >= OPEN_MAX {
-            let oldest = slots
+    fn entry(&self, key: Key) -> Arc<CacheEntry> {
+        let mut entries = self.inner.entries.lock();
+        if !entries.contains_key(&key) && entries.len() >= OPEN_MAX {
+            let oldest = entries
                 .iter()
-                .min_by_key(|(_, slot)| slot.used.load(Ordering::Relaxed))
+                .min_by_key(|(_, entry)| entry.used.load(Ordering::Relaxed))
                 .map(|(key, _)| *key);
-            oldest.map(|key| slots.remove(&key));
+            oldest.map(|key| entries.remove(&key));
         }
-        let slot = slots.entry(key).or_default();
-        slot.used.store(self.now(), Ordering::Relaxed);
-        slot.clone()
+        let entry = entries.entry(key).or_default();
+        entry.used.store(self.now(), Ordering::Relaxed);
+        entry.clone()
     }
 
-    fn forget(&self, key: Key, slot: &Arc<Slot>) {
-        let mut slots = self.inner.slots.lock();
-        if slots.get(&key).is_some_and(|now| Arc::ptr_eq(now, slot)) {
-            slots.remove(&key);
+    fn forget(&self, key: Key, entry: &Arc<CacheEntry>) {
+        let mut entries = self.inner.entries.lock();
+        if entries.get(&key).is_some_and(|now| Arc::ptr_eq(now, entry)) {
+            entries.remove(&key);
         }
     }
 
@@ -290,11 +290,11 @@ impl OpenSnapshots {
         if self.inner.maintenance.load(Ordering::Relaxed) {
             return;
         }
-        let slots = self.inner.slots.lock();
-        if slots.is_empty() || self.inner.maintenance.swap(true, Ordering::Relaxed) {
+        let entries = self.inner.entries.lock();
+        if entries.is_empty() || self.inner.maintenance.swap(true, Ordering::Relaxed) {
             return;
         }
-        drop(slots);
+        drop(entries);
         tokio::spawn(maintenance(Arc::downgrade(&self.inner)));
     }
 }
@@ -306,21 +306,22 @@ async fn maintenance(inner: Weak<Inner>) {
         let Some(inner) = inner.upgrade() else { return };
         let open_snapshots = OpenSnapshots { inner };
         let used = {
-            let mut slots = open_snapshots.inner.slots.lock();
+            let mut entries = open_snapshots.inner.entries.lock();
             let now = open_snapshots.now();
             let idle = u64::try_from(IDLE.as_millis()).unwrap_or(u64::MAX);
-            slots.retain(|_, slot| now.saturating_sub(slot.used.load(Ordering::Relaxed)) < idle);
-            if slots.is_empty() {
+            entries
+                .retain(|_, entry| now.saturating_sub(entry.used.load(Ordering::Relaxed)) < idle);
+            if entries.is_empty() {
                 open_snapshots.inner.maintenance.store(false, Ordering::Relaxed);
                 return;
             }
-            slots.iter().map(|(key, slot)| (*key, slot.clone())).collect::<Vec<_>>()
+            entries.iter().map(|(key, entry)| (*key, entry.clone())).collect::<Vec<_>>()
         };
-        for (key, slot) in used {
-            let Some(snapshot) = slot.open.get() else { continue };
+        for (key, entry) in used {
+            let Some(snapshot) = entry.open.get() else { continue };
             match snapshot.check().await {
                 Ok(()) => snapshot.renew().await,
-                Err(_) => open_snapshots.forget(key, &slot),
+                Err(_) => open_snapshots.forget(key, &entry),
             }
         }
     }

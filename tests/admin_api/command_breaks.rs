@@ -148,7 +148,7 @@ async fn a_server_that_is_killed_ends_its_commands() {
         said(&mut through(&server, &["dataset", "snapshot", "create", "web", "s3"])).code,
         0
     );
-    // It waits for its output to be read, in the middle of the file.
+    // The command waits for its output to be read, in the middle of the file.
     let mut cat = spawn(&mut through(&server, &["dataset", "cat", "web@s3", "/large-7"]));
     let mut first = [0; 1000];
     cat.stdout.as_mut().unwrap().read_exact(&mut first).unwrap();

@@ -130,7 +130,7 @@ async fn what_commands_show_is_the_same_through_a_server() {
             assert_eq!((told.code, told.err.as_str()), (0, ""), "{args:?}");
         }
     }
-    // What is there now changes from one command to the next.
+    // The present state changes from one command to the next.
     let args = &["dataset", "diff", "web@s1", "--json"];
     let told = ok(&mut through(&server, args));
     assert!(told.contains("/busy/3") && told.contains("/docs/new.txt"), "{told}");

@@ -282,7 +282,7 @@ async fn a_snapshot_that_was_made_anew_under_its_name_is_another_one() {
     let (server, client) = filled().await;
     let first = client.snapshot("", "web", "s1").await.unwrap().handle;
     let first = RootName { handle: first, ..snapshot() };
-    // It is not read before: that would retain it for a while.
+    // The snapshot is not read before: that would retain it for a while.
     client.delete_snapshot("", "web", "s1").await.unwrap();
     let gone = client.stat(&first, "/docs/a.txt").await.unwrap_err();
     assert_eq!(gone.code(), Some(Code::NotFound), "{gone}");
@@ -414,7 +414,7 @@ async fn a_restore_is_planned_done_and_watched() {
     let mut reports = 0;
     let done = client.restore(restore(true, false), |_| reports += 1).await.unwrap().unwrap();
     assert_eq!(done.outcome(), task::Outcome::Done, "{done:?}");
-    // What differs: the file that was changed, and the folders on the way.
+    // Only the changed file and the folders on the way differ.
     assert!(reports > 0 && done.bytes == 13 && done.ended.is_some(), "{reports} {done:?}");
     // The plan read the dataset as it was a moment ago; what was restored is seen all the same.
     let live = RootName::live("web");

@@ -40,7 +40,7 @@ async fn properties_of_an_open_dataset_change_at_once() {
     assert_eq!(nfs.fsstat(&top).await.unwrap().total_bytes, 30 << 30);
     let listed = nfs.readdir(&top, DirCookie(0), [0; 8], 4096).await.unwrap();
     assert!(listed.entries.iter().any(|entry| &entry.name[..] == b".snapshots"), "{listed:?}");
-    // What is not given stays.
+    // Properties that are not given stay.
     let wanted = SetPropertiesRequest {
         quota_inodes: Some(0),
         sync: Some(String::new()),

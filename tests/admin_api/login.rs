@@ -80,7 +80,7 @@ async fn the_printed_token_is_exchanged_once_for_a_session() {
         let ask = server.ask("POST", "/pools/main/datasets/web/snapshots");
         ask.with("cookie", &cookie).json(&json!({ "name": name, "readOnly": true }))
     };
-    // What another site can make a browser send has no effect.
+    // A request that another site makes a browser send has no effect.
     for foreign in [
         make("x"),
         make("x").with("x-csrf-token", "wrong"),
@@ -150,7 +150,7 @@ async fn each_role_may_do_its_part() {
             ask("elsewhere").problem(403);
         }
     }
-    // What a token is not for is not shown to it.
+    // A token is shown only what it is for.
     let listed = |path: &str| server.by("elsewhere", "GET", path).send().json()["items"].clone();
     assert_eq!(listed("/pools").as_array().unwrap().len(), 1);
     assert_eq!(listed("/pools/main/datasets"), json!([]));

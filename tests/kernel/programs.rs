@@ -214,7 +214,7 @@ with open("m", "rb") as f:
     for i in range(0, 1 << 20, 4096): assert m[i:i + 8] == i.to_bytes(8, "little") and not any(m[i + 8:i + 4096]), i
 P
         /usr/bin/python3 w.py; uncached; /usr/bin/python3 r.py
-        # What another process writes is seen through a mapping that is there already.
+        # Writes of another process are seen through a mapping that is there already.
         cat > see.py <<'P'
 import mmap, subprocess
 with open("m", "rb") as f:

@@ -28,7 +28,7 @@ pub fn two_nodes() -> Outcome {
              mkdir {a}/d; touch {b}/d/x; mv {b}/d/x {b}/d/y; test -e {a}/d/y; rm -r {a}/d; ! ls {b}/d 2>/dev/null"
         ),
     )?;
-    // Of two that create a name exclusively, one wins.
+    // One of two that create a name exclusively wins.
     let race = |who: &str| {
         format!(
             "set +e; for i in $(seq 40); do (set -C; echo {who} > lock-$i) 2>/dev/null && echo {who} $i; done; true"

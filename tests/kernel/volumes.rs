@@ -138,7 +138,7 @@ pub fn snapdir() -> Outcome {
         "#,
     )?;
     driver.delete_snapshot(&before)?;
-    // What is open goes stale; the name is gone once the client looks again.
+    // Open files go stale; the name is gone once the client looks again.
     let note = sh(
         &volume.path,
         120,
@@ -235,7 +235,7 @@ pub fn rot() -> Outcome {
         r#"
         uncached; if cat big > /tmp/rot.read 2>/tmp/rot.err; then echo 'rotten bytes were read' >&2; exit 1; fi
         grep -q 'Input/output error' /tmp/rot.err
-        # What came before the error is right.
+        # Output before the error is right.
         cmp -n "$(stat -c %s /tmp/rot.read)" /tmp/rot.bin /tmp/rot.read; equal "$(cat small)" small 'the other file'
         echo more > more; sync more; uncached; equal "$(cat more)" more 'a new file'; stat -c %s /tmp/rot.read; rm /tmp/rot.*
         "#,

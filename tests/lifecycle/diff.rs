@@ -6,7 +6,7 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use std::collections::{BTreeMap, BTreeSet};
 use zerofs_csi::fs::api::*;
-use zerofs_csi::fs::{Aspect, Difference, Found, FsError, compare};
+use zerofs_csi::fs::{Aspect, Difference, FsError, PathDifference, compare};
 use zerofs_csi::types::{EntryName, SnapshotHandle};
 use zerofs_csi::volume::{ExportedFs, RootReader};
 
@@ -60,7 +60,11 @@ async fn tree(fs: &ExportedFs) -> Tree {
     found
 }
 
-async fn differences(world: &World, before: SnapshotHandle, after: SnapshotHandle) -> Vec<Found> {
+async fn differences(
+    world: &World,
+    before: SnapshotHandle,
+    after: SnapshotHandle,
+) -> Vec<PathDifference> {
     let open = async |of: SnapshotHandle| {
         let settings = world.volumes.settings();
         let opened = RootReader::snapshot(settings, &world.catalog, of.snapshot).await;
@@ -68,7 +72,7 @@ async fn differences(world: &World, before: SnapshotHandle, after: SnapshotHandl
     };
     let (before, after) = (open(before).await, open(after).await);
     let mut found = Vec::new();
-    let tell = |one: Found| {
+    let tell = |one: PathDifference| {
         found.push(one);
         Ok::<_, FsError>(())
     };
@@ -84,7 +88,7 @@ fn text(path: &[u8]) -> String {
 
 /// Every object of the later tree is added, or comes from one place of the earlier tree; what came
 /// is told as far as it differs, and every object of the earlier tree went somewhere or is removed.
-fn check(before: &Tree, after: &Tree, found: &[Found], what: &str) {
+fn check(before: &Tree, after: &Tree, found: &[PathDifference], what: &str) {
     let mut renamed = BTreeMap::new();
     let (mut added, mut removed, mut changed) = (BTreeSet::new(), BTreeSet::new(), BTreeMap::new());
     for one in found {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use zerofs_csi::bucket::{Bucket, Limits};
 use zerofs_csi::catalog::{Catalog, Dataset, Keep, KeepRules, PolicyRun, SnapshotPolicy, State};
-use zerofs_csi::control::policy::{PolicyRunner, PolicyStatus, REFRESH, Turn};
+use zerofs_csi::control::policy::{PolicyRunner, PolicyStatus, REFRESH, RunOutcome};
 use zerofs_csi::types::{SessionId, SnapshotHandle, Timestamp, VolumeHandle};
 use zerofs_csi::volume::LeaseSettings;
 
@@ -39,8 +39,8 @@ impl Process {
         Self { world, clock, runner, status }
     }
 
-    async fn turn(&mut self, secs: i64) -> Turn {
-        self.runner.turn(at(secs)).await.unwrap()
+    async fn turn(&mut self, secs: i64) -> RunOutcome {
+        self.runner.run_due(at(secs)).await.unwrap()
     }
 
     async fn set(&self, volume: VolumeHandle, policy: SnapshotPolicy, changed: i64) {
@@ -77,8 +77,8 @@ fn hourly(last: u32) -> SnapshotPolicy {
     }
 }
 
-fn made(snapshots: usize, deleted: usize) -> Turn {
-    Turn::Done { snapshots, unchanged: 0, deleted, failed: 0 }
+fn made(snapshots: usize, deleted: usize) -> RunOutcome {
+    RunOutcome::Done { snapshots, unchanged: 0, deleted, failed: 0 }
 }
 
 async fn catalog() -> Catalog {
@@ -99,10 +99,10 @@ fn a_slot_makes_one_snapshot_whichever_process_does_it() {
         let volume = volume(&one, "web").await;
         one.set(volume, hourly(2), -10 * 24 * HOUR).await;
         assert_eq!(one.turn(5).await, made(1, 0));
-        assert_eq!(two.turn(6).await, Turn::Idle, "the other has done it");
-        assert_eq!(one.turn(7).await, Turn::Idle);
+        assert_eq!(two.turn(6).await, RunOutcome::Idle, "the other has done it");
+        assert_eq!(one.turn(7).await, RunOutcome::Idle);
         assert_eq!(two.turn(HOUR).await, made(1, 0));
-        assert_eq!(one.turn(HOUR + 1).await, Turn::Idle);
+        assert_eq!(one.turn(HOUR + 1).await, RunOutcome::Idle);
         // A restart after an outage: of the missed slots the newest makes one.
         let mut again = Process::on(&catalog, "one");
         assert_eq!(again.turn(9 * HOUR + 100).await, made(1, 1));
@@ -110,7 +110,7 @@ fn a_slot_makes_one_snapshot_whichever_process_does_it() {
         assert_eq!(one.names(volume).await, expected.map(str::to_owned).into());
         // The clock is set back: what is ahead of it stays, and the slots go on.
         assert_eq!(again.turn(3 * HOUR).await, made(1, 0));
-        assert_eq!(two.turn(3 * HOUR + 1).await, Turn::Idle);
+        assert_eq!(two.turn(3 * HOUR + 1).await, RunOutcome::Idle);
         assert_eq!(again.names(volume).await.len(), 3);
         let counts = again.status.of(volume.pool).unwrap();
         assert_eq!((counts.policies, counts.overdue), (1, 0));
@@ -132,9 +132,9 @@ fn a_process_that_died_keeps_nobody_from_running_the_policies() {
             failed: vec![],
         };
         catalog.write_policy_run(None, claim).await.unwrap();
-        assert_eq!(two.turn(0).await, Turn::HeldBy("one".to_owned()));
+        assert_eq!(two.turn(0).await, RunOutcome::HeldBy("one".to_owned()));
         two.clock.advance(Duration::from_secs(44));
-        assert_eq!(two.turn(44).await, Turn::HeldBy("one".to_owned()));
+        assert_eq!(two.turn(44).await, RunOutcome::HeldBy("one".to_owned()));
         two.clock.advance(Duration::from_secs(1));
         assert_eq!(two.turn(45).await, made(1, 0));
     });
@@ -152,11 +152,11 @@ fn an_idle_process_lists_the_policies_once_in_five_minutes() {
         // Counts on its own.
         let bucket = bucket.with_limits(Limits::default());
         let mut two = Process::on(&Catalog::open(bucket.clone(), None).await.unwrap(), "two");
-        assert_eq!(two.turn(10).await, Turn::Idle);
+        assert_eq!(two.turn(10).await, RunOutcome::Idle);
         let before = bucket.requests();
         for n in 1..=360 {
             two.clock.advance(Duration::from_secs(10));
-            assert_eq!(two.turn(10 + 10 * n).await, Turn::Idle);
+            assert_eq!(two.turn(10 + 10 * n).await, RunOutcome::Idle);
         }
         let hour = bucket.requests() - before;
         println!("an idle hour of 40 datasets with policies: {hour:?}");
@@ -174,7 +174,7 @@ fn nothing_is_made_of_a_dataset_that_has_not_changed() {
         let volume = volume(&one, "web").await;
         one.set(volume, SnapshotPolicy { skip_empty: true, ..hourly(9) }, -1).await;
         assert_eq!(one.turn(0).await, made(1, 0));
-        let unchanged = Turn::Done { snapshots: 0, unchanged: 1, deleted: 0, failed: 0 };
+        let unchanged = RunOutcome::Done { snapshots: 0, unchanged: 1, deleted: 0, failed: 0 };
         assert_eq!(one.turn(HOUR).await, unchanged);
         assert_eq!(one.turn(2 * HOUR).await, unchanged);
         one.world.write(volume, "file", b"DATA").await;
@@ -225,7 +225,7 @@ fn what_somebody_needs_stays() {
         one.world.collect().await;
         assert_eq!(catalog.policy_versions().await.unwrap().len(), 0);
         one.clock.advance(Duration::from_secs(1));
-        assert_eq!(one.turn(4 * HOUR).await, Turn::Idle);
+        assert_eq!(one.turn(4 * HOUR).await, RunOutcome::Idle);
     });
 }
 
@@ -250,7 +250,7 @@ fn a_failure_at_each_step_is_made_good_by_the_next_turn() {
             let failpoints = catalog.bucket().failpoints();
             failpoints.set(step, "1*return").unwrap();
             let failed = one.runner.turn(at(HOUR)).await;
-            let counted = matches!(failed, Ok(Turn::Done { failed: 1, .. }));
+            let counted = matches!(failed, Ok(RunOutcome::Done { failed: 1, .. }));
             assert!(failed.is_err() || counted, "{step}: {failed:?}");
             // After the pause of a slot that failed, or after the lease of a claim that was kept.
             one.clock.advance(Duration::from_secs(61));

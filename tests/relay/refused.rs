@@ -100,7 +100,7 @@ async fn only_sessions_of_the_pool_with_their_own_keys_are_served() {
     // The bucket does not know the session.
     refused(answer(&me, hello(&id, session)).await, "no such session");
     publish(&dir, session, &me).await;
-    // It knows it under another key.
+    // The listener knows the session under another key.
     refused(answer(&stranger, hello(&id, session)).await, "no such session");
     let mut later = hello(&id, session);
     later["version"] = json!(2);
@@ -138,14 +138,14 @@ async fn only_sessions_of_the_pool_with_their_own_keys_are_served() {
     let mut reply = vec![0; len as usize];
     stream.read_exact(&mut reply).await.unwrap();
     assert_eq!(status(&reply), 0);
-    // What is no record closes the connection.
+    // Bytes that are no record close the connection.
     stream.write_all(&[0xff; 64]).await.unwrap();
     let mut rest = Vec::new();
     let closed = tokio::time::timeout(Duration::from_secs(20), stream.read_to_end(&mut rest)).await;
     closed.expect("the connection stays open").ok();
     assert!(rest.is_empty());
 
-    // What is no message is not answered, and neither is a peer that does not speak TLS.
+    // Bytes that are no message are not answered, and neither is a peer that does not speak TLS.
     let mut stream = connect(&to, &me).await;
     stream.write_all(&[0xff; 8]).await.unwrap();
     assert_eq!(hear(&mut stream).await, None);

@@ -1,4 +1,4 @@
-// What the cases stand on: the browser, the counts, files over NFS, axe, screenshots.
+// Shared by the cases: the browser, the counts, files over NFS, axe, screenshots.
 
 import { spawnSync } from 'node:child_process';
 import fs from 'node:fs';

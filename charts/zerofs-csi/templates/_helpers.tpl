@@ -275,7 +275,7 @@ livenessProbe:
   periodSeconds: 20
   timeoutSeconds: 15
   failureThreshold: 6
-# It serves once the driver does.
+# The sidecar serves once the driver does.
 startupProbe:
   httpGet: { path: /healthz/leader-election, port: {{ last . }} }
   periodSeconds: 10

@@ -1,6 +1,6 @@
 //! One call: whom it is from, its limits, and what it may do.
 
-use super::super::access::{Access, Known, Peer};
+use super::super::access::{Access, Authenticated, Peer};
 use super::super::auth::{Action, Resource, Work, audit};
 use super::super::problem::Problem;
 use crate::control::ControlError;
@@ -31,8 +31,11 @@ const WORK: [&str; 5] = ["Diff", "FileHistory", "Find", "GetSpace", "SimulatePol
 /// The header of a call's deadline.
 const TIMEOUT_HEADER: &str = "grpc-timeout";
 
-/// Lets calls in.
-pub(super) struct Gate {
+/// The result of a method.
+pub(super) type RpcResult<T> = Result<tonic::Response<T>, Status>;
+
+/// Admits calls: who may do what, and how many at once.
+pub(super) struct CallAdmission {
     access: Arc<Access>,
     calls: Arc<Semaphore>,
     /// One pool is measured at a time.
@@ -44,14 +47,14 @@ pub(super) struct Gate {
 /// A call that was let in. It holds its place among the calls while it lives.
 #[derive(Clone)]
 pub(super) struct Call {
-    known: Known,
+    known: Authenticated,
     /// When its stream ends.
     pub deadline: Instant,
     _place: Arc<OwnedSemaphorePermit>,
     _work: Option<Arc<Work>>,
 }
 
-impl Gate {
+impl CallAdmission {
     pub fn new(access: Arc<Access>) -> Self {
         let calls = Arc::new(Semaphore::new(CALLS_MAX));
         let watchers = Arc::new(Semaphore::new(WATCHERS_MAX));
@@ -128,27 +131,27 @@ impl Gate {
 
 /// Identifies the caller, gives the call a place, and ends it when it takes too long.
 pub(super) async fn admit(
-    State(gate): State<Arc<Gate>>,
+    State(admission): State<Arc<CallAdmission>>,
     mut request: Request,
     next: Next,
 ) -> Response {
     let peer = request.extensions().get::<Peer>().copied().unwrap_or_default();
     let (method, uri) = (request.method().clone(), request.uri().clone());
     let headers = request.headers();
-    if let Err(problem) = gate.access.check_host(peer, &uri, headers) {
+    if let Err(problem) = admission.access.check_host(peer, &uri, headers) {
         return refused(&problem);
     }
-    let known = match gate.access.identify(peer, &method, &uri, headers).await {
+    let known = match admission.access.identify(peer, &method, &uri, headers).await {
         Ok(known) => known,
         Err(problem) => return refused(&problem),
     };
     let asked = timeout_of(headers);
-    let Ok(place) = gate.calls.clone().try_acquire_owned() else {
+    let Ok(place) = admission.calls.clone().try_acquire_owned() else {
         let why = format!("{CALLS_MAX} calls are in progress: retry");
         return Status::resource_exhausted(why).into_http();
     };
     let method = uri.path().rsplit('/').next().unwrap_or_default();
-    let work = match WORK.contains(&method).then(|| gate.access.limits.work(&known.caller)) {
+    let work = match WORK.contains(&method).then(|| admission.access.limits.work(&known.caller)) {
         None => None,
         Some(Some(work)) => Some(Arc::new(work)),
         Some(None) => {

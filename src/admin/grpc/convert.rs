@@ -7,7 +7,7 @@ use crate::control::browse::{DatasetFacts, Entry, PathVersion, RestorePlan, Snap
 use crate::control::policy::{Reason, ShownPolicy, Simulated, Verdict};
 use crate::control::{self, Damaged, Pool, Space, TaskKind, TaskOutcome};
 use crate::fs::api::FileKind;
-use crate::fs::{Aspect, Difference, Found};
+use crate::fs::{Aspect, Difference, PathDifference};
 use crate::rpc::code;
 use crate::types::Timestamp;
 use tonic::Code;
@@ -181,7 +181,7 @@ pub(super) fn version(version: PathVersion) -> proto::Version {
     }
 }
 
-pub(super) fn difference(found: &Found) -> proto::Difference {
+pub(super) fn difference(found: &PathDifference) -> proto::Difference {
     use difference::Change;
     let (change, from, aspects): (_, &[u8], &[Aspect]) = match &found.difference {
         Difference::Added => (Change::Added, &[], &[]),

@@ -1,7 +1,7 @@
 //! The service of pools and datasets.
 
 use super::super::auth::{Action, Resource};
-use super::call::{Call, Gate};
+use super::call::{Call, CallAdmission, RpcResult};
 use super::proto::datasets_server::Datasets;
 use super::proto::*;
 use super::{Services, convert, page};
@@ -13,8 +13,6 @@ use crate::rpc::status;
 use crate::types::{SnapshotHandle, SyncMode};
 use std::collections::BTreeMap;
 use tonic::{Request, Response, Status};
-
-type Answer<T> = Result<Response<T>, Status>;
 
 #[expect(clippy::needless_pass_by_value, reason = "it maps the error of a result")]
 pub(super) fn failed(error: ControlError) -> Status {
@@ -39,13 +37,13 @@ impl Services {
     ) -> Result<catalog::Dataset, Status> {
         let pool = browser.pool().name.as_str();
         if name.is_empty() {
-            self.gate.allow(call, Action::List, &Resource::pool(pool)).await?;
+            self.admission.allow(call, Action::List, &Resource::pool(pool)).await?;
             let dataset = browser.dataset_or_default(None).await.map_err(failed)?;
             let resource = Resource::dataset(pool, dataset.name.as_str());
-            self.gate.allow(call, action, &resource).await?;
+            self.admission.allow(call, action, &resource).await?;
             return Ok(dataset);
         }
-        self.gate.allow(call, action, &Resource::dataset(pool, name)).await?;
+        self.admission.allow(call, action, &Resource::dataset(pool, name)).await?;
         browser.dataset(name).await.map_err(failed)
     }
 
@@ -55,9 +53,9 @@ impl Services {
         call: &Call,
         browser: &Browser,
         dataset: &catalog::Dataset,
-    ) -> Answer<Dataset> {
+    ) -> RpcResult<Dataset> {
         let facts = browser.dataset_facts(dataset).await.map_err(failed)?;
-        let facts = self.gate.known_facts(call, &browser.pool().name, facts).await;
+        let facts = self.admission.known_facts(call, &browser.pool().name, facts).await;
         Ok(Response::new(convert::dataset(browser.pool(), facts)))
     }
 
@@ -68,7 +66,7 @@ impl Services {
             Some((dataset, _)) => dataset,
             None => text,
         };
-        self.gate.allow(call, Action::Read, &Resource::dataset(&pool.name, of)).await?;
+        self.admission.allow(call, Action::Read, &Resource::dataset(&pool.name, of)).await?;
         Ok(match browser.root_named(text).await.map_err(failed)? {
             Root::Snapshot(snapshot) => {
                 Source::Snapshot(SnapshotHandle { pool: pool.id(), snapshot: snapshot.id() })
@@ -132,12 +130,12 @@ fn snapdir(text: &str) -> Result<Snapdir, Status> {
 
 #[tonic::async_trait]
 impl Datasets for Services {
-    async fn list_pools(&self, request: Request<ListPoolsRequest>) -> Answer<ListPoolsResponse> {
-        let call = Gate::call(&request)?;
-        self.gate.allow(&call, Action::List, &Resource::Server).await?;
+    async fn list_pools(&self, request: Request<ListPoolsRequest>) -> RpcResult<ListPoolsResponse> {
+        let call = CallAdmission::call(&request)?;
+        self.admission.allow(&call, Action::List, &Resource::Server).await?;
         let mut pools = Vec::new();
         for pool in self.admin.controller.pools().iter() {
-            if !self.gate.shows(&call, &Resource::pool(&pool.name)).await {
+            if !self.admission.shows(&call, &Resource::pool(&pool.name)).await {
                 continue;
             }
             let browser = self.browser(&pool.name)?;
@@ -145,7 +143,7 @@ impl Datasets for Services {
             let default = browser.default_dataset().await.ok().flatten();
             let default = default.map(|dataset| dataset.name.to_string()).unwrap_or_default();
             let shown = Resource::dataset(&pool.name, &default);
-            let shows = !default.is_empty() && self.gate.shows(&call, &shown).await;
+            let shows = !default.is_empty() && self.admission.shows(&call, &shown).await;
             pools.push(Pool {
                 name: pool.name.clone(),
                 id: pool.id().to_string(),
@@ -160,16 +158,16 @@ impl Datasets for Services {
     async fn list_datasets(
         &self,
         request: Request<ListDatasetsRequest>,
-    ) -> Answer<ListDatasetsResponse> {
-        let call = Gate::call(&request)?;
+    ) -> RpcResult<ListDatasetsResponse> {
+        let call = CallAdmission::call(&request)?;
         let ListDatasetsRequest { pool, page_size, page_token } = request.into_inner();
         let browser = self.browser(&pool)?;
         let pool = browser.pool();
-        self.gate.allow(&call, Action::List, &Resource::pool(&pool.name)).await?;
+        self.admission.allow(&call, Action::List, &Resource::pool(&pool.name)).await?;
         let mut shown = Vec::new();
         for facts in browser.datasets().await.map_err(failed)? {
             let resource = Resource::dataset(&pool.name, facts.dataset.name.as_str());
-            if self.gate.shows(&call, &resource).await {
+            if self.admission.shows(&call, &resource).await {
                 shown.push(facts);
             }
         }
@@ -179,27 +177,27 @@ impl Datasets for Services {
         let (cut, next_page_token) = page::cut(shown, key, &page_token, page_size)?;
         let mut datasets = Vec::with_capacity(cut.len());
         for facts in cut {
-            let facts = self.gate.known_facts(&call, &pool.name, facts).await;
+            let facts = self.admission.known_facts(&call, &pool.name, facts).await;
             datasets.push(convert::dataset(pool, facts));
         }
         Ok(Response::new(ListDatasetsResponse { datasets, next_page_token }))
     }
 
-    async fn get_dataset(&self, request: Request<GetDatasetRequest>) -> Answer<Dataset> {
-        let call = Gate::call(&request)?;
+    async fn get_dataset(&self, request: Request<GetDatasetRequest>) -> RpcResult<Dataset> {
+        let call = CallAdmission::call(&request)?;
         let GetDatasetRequest { pool, dataset } = request.into_inner();
         let browser = self.browser(&pool)?;
         let dataset = self.dataset(&call, &browser, &dataset, Action::List).await?;
         self.shown(&call, &browser, &dataset).await
     }
 
-    async fn create_dataset(&self, request: Request<CreateDatasetRequest>) -> Answer<Dataset> {
-        let call = Gate::call(&request)?;
+    async fn create_dataset(&self, request: Request<CreateDatasetRequest>) -> RpcResult<Dataset> {
+        let call = CallAdmission::call(&request)?;
         let request = request.into_inner();
         let browser = self.browser(&request.pool)?;
         let pool = browser.pool().name.clone();
         let resource = Resource::dataset(&pool, &request.dataset);
-        self.gate.allow(&call, Action::Administer, &resource).await?;
+        self.admission.allow(&call, Action::Administer, &resource).await?;
         let name = dataset_name(&request.dataset).map_err(failed)?;
         let source = match request.source.as_str() {
             "" => None,
@@ -218,26 +216,28 @@ impl Datasets for Services {
         };
         let (controller, about) = (self.admin.controller.clone(), format!("{pool}/{}", new.name));
         let work = async move { controller.create_volume(Some(&pool), new).await };
-        let made =
-            self.gate.change(&call, Action::Administer, ("CreateDataset", about), work).await?;
+        let made = self
+            .admission
+            .change(&call, Action::Administer, ("CreateDataset", about), work)
+            .await?;
         self.shown(&call, &browser, &made.dataset).await
     }
 
-    async fn expand_dataset(&self, request: Request<ExpandDatasetRequest>) -> Answer<Dataset> {
-        let call = Gate::call(&request)?;
+    async fn expand_dataset(&self, request: Request<ExpandDatasetRequest>) -> RpcResult<Dataset> {
+        let call = CallAdmission::call(&request)?;
         let ExpandDatasetRequest { pool, dataset, size_bytes } = request.into_inner();
         let browser = self.browser(&pool)?;
         let dataset = self.dataset(&call, &browser, &dataset, Action::Administer).await?;
         let (controller, handle) = (self.admin.controller.clone(), browser.handle(&dataset));
         let about = format!("{}/{}", browser.pool().name, dataset.name);
         let work = async move { controller.expand_volume(handle, size_bytes, None).await };
-        self.gate.change(&call, Action::Administer, ("ExpandDataset", about), work).await?;
+        self.admission.change(&call, Action::Administer, ("ExpandDataset", about), work).await?;
         let grown = browser.dataset(dataset.name.as_str()).await.map_err(failed)?;
         self.shown(&call, &browser, &grown).await
     }
 
-    async fn set_properties(&self, request: Request<SetPropertiesRequest>) -> Answer<Dataset> {
-        let call = Gate::call(&request)?;
+    async fn set_properties(&self, request: Request<SetPropertiesRequest>) -> RpcResult<Dataset> {
+        let call = CallAdmission::call(&request)?;
         let request = request.into_inner();
         let browser = self.browser(&request.pool)?;
         let dataset = self.dataset(&call, &browser, &request.dataset, Action::Administer).await?;
@@ -245,21 +245,23 @@ impl Datasets for Services {
         let (controller, handle) = (self.admin.controller.clone(), browser.handle(&dataset));
         let about = format!("{}/{}", browser.pool().name, dataset.name);
         let work = async move { controller.set_properties(handle, changes).await };
-        let changed =
-            self.gate.change(&call, Action::Administer, ("SetProperties", about), work).await?;
+        let changed = self
+            .admission
+            .change(&call, Action::Administer, ("SetProperties", about), work)
+            .await?;
         self.shown(&call, &browser, &changed).await
     }
 
     async fn delete_dataset(
         &self,
         request: Request<DeleteDatasetRequest>,
-    ) -> Answer<DeleteDatasetResponse> {
-        let call = Gate::call(&request)?;
+    ) -> RpcResult<DeleteDatasetResponse> {
+        let call = CallAdmission::call(&request)?;
         let DeleteDatasetRequest { pool, dataset } = request.into_inner();
         let browser = self.browser(&pool)?;
         let pool = browser.pool().name.clone();
         let resource = Resource::dataset(&pool, &dataset);
-        self.gate.allow(&call, Action::Administer, &resource).await?;
+        self.admission.allow(&call, Action::Administer, &resource).await?;
         // A retry succeeds while any part of it is left to collect.
         let Some(found) = browser.record(&dataset).await.map_err(failed)? else {
             return Err(Status::not_found(format!(
@@ -269,31 +271,33 @@ impl Datasets for Services {
         let (controller, handle) = (self.admin.controller.clone(), browser.handle(&found));
         let work = async move { controller.delete_volume(handle).await };
         let about = format!("{pool}/{dataset}");
-        self.gate.change(&call, Action::Administer, ("DeleteDataset", about), work).await?;
+        self.admission.change(&call, Action::Administer, ("DeleteDataset", about), work).await?;
         Ok(Response::new(DeleteDatasetResponse {}))
     }
 
     async fn set_default_dataset(
         &self,
         request: Request<SetDefaultDatasetRequest>,
-    ) -> Answer<SetDefaultDatasetResponse> {
-        let call = Gate::call(&request)?;
+    ) -> RpcResult<SetDefaultDatasetResponse> {
+        let call = CallAdmission::call(&request)?;
         let SetDefaultDatasetRequest { pool, dataset } = request.into_inner();
         let browser = self.browser(&pool)?;
         let resource = Resource::pool(&browser.pool().name);
-        self.gate.allow(&call, Action::Administer, &resource).await?;
+        self.admission.allow(&call, Action::Administer, &resource).await?;
         let id = match dataset.as_str() {
             "" => None,
             name => Some(browser.dataset(name).await.map_err(failed)?.id()),
         };
         let about = format!("{}/{dataset}", browser.pool().name);
         let work = async move { Ok(browser.pool().catalog.set_default_dataset(id).await?) };
-        self.gate.change(&call, Action::Administer, ("SetDefaultDataset", about), work).await?;
+        self.admission
+            .change(&call, Action::Administer, ("SetDefaultDataset", about), work)
+            .await?;
         Ok(Response::new(SetDefaultDatasetResponse {}))
     }
 
-    async fn get_space(&self, request: Request<GetSpaceRequest>) -> Answer<Space> {
-        let call = Gate::call(&request)?;
+    async fn get_space(&self, request: Request<GetSpaceRequest>) -> RpcResult<Space> {
+        let call = CallAdmission::call(&request)?;
         let GetSpaceRequest { pool, dataset, exact } = request.into_inner();
         let browser = self.browser(&pool)?;
         // Exact figures take minutes, and memory for each chunk.
@@ -302,16 +306,16 @@ impl Datasets for Services {
             "" => {
                 // The figures of all datasets are for those who may see all.
                 let resource = Resource::dataset(&browser.pool().name, "*");
-                self.gate.allow(&call, action, &resource).await?;
+                self.admission.allow(&call, action, &resource).await?;
                 None
             }
             name => {
                 let resource = Resource::dataset(&browser.pool().name, name);
-                self.gate.allow(&call, action, &resource).await?;
+                self.admission.allow(&call, action, &resource).await?;
                 browser.only(Some(name)).await.map_err(failed)?
             }
         };
-        let Ok(_measuring) = self.gate.measuring.try_acquire() else {
+        let Ok(_measuring) = self.admission.measuring.try_acquire() else {
             return Err(Status::aborted("another measurement is in progress; retry"));
         };
         let accuracy = if exact { Accuracy::Exact } else { Accuracy::Estimate };

@@ -1,7 +1,7 @@
 //! The service of files.
 
 use super::super::auth::{Action, Resource};
-use super::call::{Call, Gate};
+use super::call::{Call, CallAdmission, RpcResult};
 use super::datasets::failed;
 use super::proto::files_server::Files;
 use super::proto::read_file_response::Part;
@@ -40,10 +40,8 @@ const HITS_MAX: usize = 100_000;
 /// Paths of one restore.
 const PATHS_MAX: usize = 1000;
 
-type Answer<T> = Result<Response<T>, Status>;
-
 /// A root that the caller may look into.
-struct Allowed {
+struct AllowedRoot {
     browser: Browser,
     root: browse::Root,
     /// For people: `POOL/DATASET@SNAPSHOT`.
@@ -56,7 +54,7 @@ impl Services {
         call: &Call,
         root: Option<Root>,
         action: Action,
-    ) -> Result<Allowed, Status> {
+    ) -> Result<AllowedRoot, Status> {
         let Root { pool, dataset, snapshot, handle } = root.unwrap_or_default();
         let browser = self.browser(&pool)?;
         let pool = browser.pool().name.clone();
@@ -65,20 +63,20 @@ impl Services {
             let name = format!("{pool}/{}", dataset.name);
             let root = browse::Root::Head(dataset);
             same(&browser, &root, &handle, &name)?;
-            return Ok(Allowed { browser, root, name });
+            return Ok(AllowedRoot { browser, root, name });
         }
         let of = match dataset.as_str() {
             "" => self.dataset(call, &browser, "", action).await?.name.to_string(),
             // A deleted dataset may still have snapshots.
             name => {
-                self.gate.allow(call, action, &Resource::dataset(&pool, name)).await?;
+                self.admission.allow(call, action, &Resource::dataset(&pool, name)).await?;
                 name.to_owned()
             }
         };
         let root = browser.root(&of, Some(&snapshot)).await.map_err(failed)?;
         let name = format!("{pool}/{of}@{snapshot}");
         same(&browser, &root, &handle, &name)?;
-        Ok(Allowed { browser, root, name })
+        Ok(AllowedRoot { browser, root, name })
     }
 }
 
@@ -94,8 +92,8 @@ fn same(browser: &Browser, root: &browse::Root, handle: &str, name: &str) -> Res
 
 #[tonic::async_trait]
 impl Files for Services {
-    async fn stat(&self, request: Request<StatRequest>) -> Answer<Entry> {
-        let call = Gate::call(&request)?;
+    async fn stat(&self, request: Request<StatRequest>) -> RpcResult<Entry> {
+        let call = CallAdmission::call(&request)?;
         let StatRequest { root, path } = request.into_inner();
         let at = self.root(&call, root, Action::List).await?;
         let open = at.browser.open(&at.root).await.map_err(failed)?;
@@ -105,8 +103,8 @@ impl Files for Services {
     async fn list_directory(
         &self,
         request: Request<ListDirectoryRequest>,
-    ) -> Answer<ListDirectoryResponse> {
-        let call = Gate::call(&request)?;
+    ) -> RpcResult<ListDirectoryResponse> {
+        let call = CallAdmission::call(&request)?;
         let ListDirectoryRequest { root, path, page_size, page_token } = request.into_inner();
         let at = self.root(&call, root, Action::List).await?;
         let open = at.browser.open(&at.root).await.map_err(failed)?;
@@ -133,13 +131,16 @@ impl Files for Services {
 
     type ReadFileStream = Answers<ReadFileResponse>;
 
-    async fn read_file(&self, request: Request<ReadFileRequest>) -> Answer<Self::ReadFileStream> {
-        let call = Gate::call(&request)?;
+    async fn read_file(
+        &self,
+        request: Request<ReadFileRequest>,
+    ) -> RpcResult<Self::ReadFileStream> {
+        let call = CallAdmission::call(&request)?;
         let ReadFileRequest { root, path, offset, length } = request.into_inner();
         let at = self.root(&call, root, Action::Read).await?;
         let object = format!("{}:{}", at.name, shown_path(&path));
-        let audited = self.gate.audit(&call, Action::Read, "ReadFile", object);
-        let Some(download) = self.gate.access().limits.download() else {
+        let audited = self.admission.audit(&call, Action::Read, "ReadFile", object);
+        let Some(download) = self.admission.access().limits.download() else {
             return Err(Status::resource_exhausted("too many downloads are in progress: retry"));
         };
         let opened = async {
@@ -208,8 +209,8 @@ impl Files for Services {
     async fn file_history(
         &self,
         request: Request<FileHistoryRequest>,
-    ) -> Answer<FileHistoryResponse> {
-        let call = Gate::call(&request)?;
+    ) -> RpcResult<FileHistoryResponse> {
+        let call = CallAdmission::call(&request)?;
         let FileHistoryRequest { pool, dataset, path } = request.into_inner();
         let browser = self.browser(&pool)?;
         let dataset = self.dataset(&call, &browser, &dataset, Action::List).await?;
@@ -220,8 +221,8 @@ impl Files for Services {
 
     type DiffStream = Answers<DiffResponse>;
 
-    async fn diff(&self, request: Request<DiffRequest>) -> Answer<Self::DiffStream> {
-        let call = Gate::call(&request)?;
+    async fn diff(&self, request: Request<DiffRequest>) -> RpcResult<Self::DiffStream> {
+        let call = CallAdmission::call(&request)?;
         let DiffRequest { pool, dataset, from_snapshot, to_snapshot } = request.into_inner();
         if from_snapshot.is_empty() {
             return Err(Status::invalid_argument("from_snapshot is empty: name a snapshot"));
@@ -265,8 +266,8 @@ impl Files for Services {
 
     type FindStream = Answers<FindResponse>;
 
-    async fn find(&self, request: Request<FindRequest>) -> Answer<Self::FindStream> {
-        let call = Gate::call(&request)?;
+    async fn find(&self, request: Request<FindRequest>) -> RpcResult<Self::FindStream> {
+        let call = CallAdmission::call(&request)?;
         let FindRequest { pool, dataset, snapshot, all_snapshots, pattern, limit } =
             request.into_inner();
         let pattern = Pattern::new(&pattern).map_err(failed)?;
@@ -317,8 +318,8 @@ impl Files for Services {
 
     type RestoreStream = Answers<RestoreResponse>;
 
-    async fn restore(&self, request: Request<RestoreRequest>) -> Answer<Self::RestoreStream> {
-        let call = Gate::call(&request)?;
+    async fn restore(&self, request: Request<RestoreRequest>) -> RpcResult<Self::RestoreStream> {
+        let call = CallAdmission::call(&request)?;
         let RestoreRequest { pool, dataset, snapshot, paths, overwrite, dry_run, keep } =
             request.into_inner();
         if paths.is_empty() || paths.len() > PATHS_MAX {

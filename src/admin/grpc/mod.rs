@@ -26,7 +26,7 @@ mod watch;
 
 use super::state::Admin;
 use axum::Router;
-use call::{Gate, admit};
+use call::{CallAdmission, admit};
 use proto::datasets_server::DatasetsServer;
 use proto::files_server::FilesServer;
 use proto::policies_server::PoliciesServer;
@@ -49,7 +49,7 @@ const REQUEST_BYTES_MAX: usize = 1 << 20;
 /// # Errors
 /// When the description of the interface cannot be read, which is a defect.
 pub fn router(admin: &Arc<Admin>) -> Result<Router, tonic_reflection::server::Error> {
-    let gate = Arc::new(Gate::new(admin.access.clone()));
+    let admission = Arc::new(CallAdmission::new(admin.access.clone()));
     let reflection = tonic_reflection::server::Builder::configure()
         .register_encoded_file_descriptor_set(proto::DESCRIBED)
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
@@ -60,7 +60,7 @@ pub fn router(admin: &Arc<Admin>) -> Result<Router, tonic_reflection::server::Er
         .build_v1alpha()?;
     // The server is healthy as long as it answers.
     let health = HealthServer::new(HealthService::from_health_reporter(HealthReporter::new()));
-    let services = Services { admin: admin.clone(), gate: gate.clone() };
+    let services = Services { admin: admin.clone(), admission: admission.clone() };
     let mut router = Router::new();
     router = add(
         router,
@@ -85,7 +85,7 @@ pub fn router(admin: &Arc<Admin>) -> Result<Router, tonic_reflection::server::Er
     router = add(router, health);
     router = add(router, reflection);
     router = add(router, reflection_alpha);
-    Ok(router.layer(axum::middleware::from_fn_with_state(gate, admit)))
+    Ok(router.layer(axum::middleware::from_fn_with_state(admission, admit)))
 }
 
 fn add<S>(router: Router, service: S) -> Router
@@ -131,5 +131,5 @@ where
 #[derive(Clone)]
 struct Services {
     admin: Arc<Admin>,
-    gate: Arc<Gate>,
+    admission: Arc<CallAdmission>,
 }

@@ -1,7 +1,7 @@
 //! The service of snapshot policies.
 
 use super::super::auth::{Action, Resource};
-use super::call::{Call, Gate};
+use super::call::{Call, CallAdmission, RpcResult};
 use super::datasets::failed;
 use super::proto::policies_server::Policies;
 use super::proto::*;
@@ -18,15 +18,13 @@ const DAYS_DEFAULT: u32 = 30;
 /// The time zone of callers who name none.
 const ZONE_DEFAULT: &str = "UTC";
 
-type Answer<T> = Result<Response<T>, Status>;
-
 /// A dataset that the caller may do this with.
-struct Allowed {
+struct AllowedDataset {
     browser: Browser,
     dataset: catalog::Dataset,
 }
 
-impl Allowed {
+impl AllowedDataset {
     /// For the audit log.
     fn about(&self) -> String {
         format!("{}/{}", self.browser.pool().name, self.dataset.name)
@@ -43,10 +41,10 @@ impl Services {
         call: &Call,
         (pool, dataset): (&str, &str),
         action: Action,
-    ) -> Result<Allowed, Status> {
+    ) -> Result<AllowedDataset, Status> {
         let browser = self.browser(pool)?;
         let dataset = self.dataset(call, &browser, dataset, action).await?;
-        Ok(Allowed { browser, dataset })
+        Ok(AllowedDataset { browser, dataset })
     }
 }
 
@@ -81,12 +79,12 @@ impl Policies for Services {
     async fn list_policies(
         &self,
         request: Request<ListPoliciesRequest>,
-    ) -> Answer<ListPoliciesResponse> {
-        let call = Gate::call(&request)?;
+    ) -> RpcResult<ListPoliciesResponse> {
+        let call = CallAdmission::call(&request)?;
         let ListPoliciesRequest { pool, page_size, page_token } = request.into_inner();
         let browser = self.browser(&pool)?;
         let pool = browser.pool();
-        self.gate.allow(&call, Action::List, &Resource::pool(&pool.name)).await?;
+        self.admission.allow(&call, Action::List, &Resource::pool(&pool.name)).await?;
         let policies = self.admin.controller.policies(pool, Timestamp::now()).await;
         let mut shown = Vec::new();
         // The policy of a dataset that is gone goes with its next slot.
@@ -97,7 +95,7 @@ impl Policies for Services {
             .collect();
         for policy in policies.map_err(failed)? {
             let Some(name) = names.get(&policy.dataset.incarnation) else { continue };
-            if self.gate.shows(&call, &Resource::dataset(&pool.name, name)).await {
+            if self.admission.shows(&call, &Resource::dataset(&pool.name, name)).await {
                 shown.push(convert::policy(&pool.name, name, policy));
             }
         }
@@ -107,8 +105,8 @@ impl Policies for Services {
         Ok(Response::new(ListPoliciesResponse { policies, next_page_token }))
     }
 
-    async fn get_policy(&self, request: Request<GetPolicyRequest>) -> Answer<Policy> {
-        let call = Gate::call(&request)?;
+    async fn get_policy(&self, request: Request<GetPolicyRequest>) -> RpcResult<Policy> {
+        let call = CallAdmission::call(&request)?;
         let GetPolicyRequest { pool, dataset, decisions } = request.into_inner();
         let of = self.policy_of(&call, (&pool, &dataset), Action::List).await?;
         let (controller, now) = (&self.admin.controller, Timestamp::now());
@@ -123,8 +121,8 @@ impl Policies for Services {
         Ok(Response::new(Policy { decisions: decisions.collect(), ..of.shown(found) }))
     }
 
-    async fn set_policy(&self, request: Request<SetPolicyRequest>) -> Answer<Policy> {
-        let call = Gate::call(&request)?;
+    async fn set_policy(&self, request: Request<SetPolicyRequest>) -> RpcResult<Policy> {
+        let call = CallAdmission::call(&request)?;
         let new = request.into_inner();
         let at = (new.pool.as_str(), new.dataset.as_str());
         let of = self.policy_of(&call, at, Action::Administer).await?;
@@ -134,31 +132,31 @@ impl Policies for Services {
         let work =
             async move { controller.set_policy(&pool, &dataset, wanted, Timestamp::now()).await };
         let what = ("SetPolicy", of.about());
-        let set = self.gate.change(&call, Action::Administer, what, work).await?;
+        let set = self.admission.change(&call, Action::Administer, what, work).await?;
         Ok(Response::new(of.shown(set)))
     }
 
     async fn delete_policy(
         &self,
         request: Request<DeletePolicyRequest>,
-    ) -> Answer<DeletePolicyResponse> {
-        let call = Gate::call(&request)?;
+    ) -> RpcResult<DeletePolicyResponse> {
+        let call = CallAdmission::call(&request)?;
         let DeletePolicyRequest { pool, dataset } = request.into_inner();
         let of = self.policy_of(&call, (&pool, &dataset), Action::Administer).await?;
         let (controller, what) = (self.admin.controller.clone(), ("DeletePolicy", of.about()));
-        let Allowed { browser, dataset } = of;
+        let AllowedDataset { browser, dataset } = of;
         let work = async move {
             controller.delete_policy(browser.pool(), &dataset, Timestamp::now()).await
         };
-        self.gate.change(&call, Action::Administer, what, work).await?;
+        self.admission.change(&call, Action::Administer, what, work).await?;
         Ok(Response::new(DeletePolicyResponse {}))
     }
 
     async fn simulate_policy(
         &self,
         request: Request<SimulatePolicyRequest>,
-    ) -> Answer<SimulatePolicyResponse> {
-        let call = Gate::call(&request)?;
+    ) -> RpcResult<SimulatePolicyResponse> {
+        let call = CallAdmission::call(&request)?;
         let SimulatePolicyRequest { pool, dataset, days, all } = request.into_inner();
         let of = self.policy_of(&call, (&pool, &dataset), Action::List).await?;
         let days = if days == 0 { DAYS_DEFAULT } else { days };
@@ -167,16 +165,16 @@ impl Policies for Services {
         Ok(Response::new(convert::simulated(done.map_err(failed)?, all)))
     }
 
-    async fn run_policy(&self, request: Request<RunPolicyRequest>) -> Answer<RunPolicyResponse> {
-        let call = Gate::call(&request)?;
+    async fn run_policy(&self, request: Request<RunPolicyRequest>) -> RpcResult<RunPolicyResponse> {
+        let call = CallAdmission::call(&request)?;
         let RunPolicyRequest { pool, dataset } = request.into_inner();
         let of = self.policy_of(&call, (&pool, &dataset), Action::Administer).await?;
         let (controller, what) = (self.admin.controller.clone(), ("RunPolicy", of.about()));
-        let Allowed { browser, dataset } = of;
+        let AllowedDataset { browser, dataset } = of;
         let work = async move {
             controller.run_policy_now(browser.pool(), &dataset, Timestamp::now()).await
         };
-        let ran = self.gate.change(&call, Action::Administer, what, work).await?;
+        let ran = self.admission.change(&call, Action::Administer, what, work).await?;
         let snapshot = ran.snapshot.unwrap_or_default();
         Ok(Response::new(RunPolicyResponse { snapshot, deleted: ran.deleted }))
     }

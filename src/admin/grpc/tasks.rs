@@ -1,7 +1,7 @@
 //! The service of long work.
 
 use super::super::auth::{Action, Resource};
-use super::call::{Call, Gate, WATCHERS_MAX};
+use super::call::{Call, CallAdmission, RpcResult, WATCHERS_MAX};
 use super::datasets::failed;
 use super::proto;
 use super::proto::tasks_server::Tasks;
@@ -19,13 +19,11 @@ use tonic::{Request, Response, Status};
 /// Progress is reported no more often.
 const REPORT_INTERVAL: Duration = Duration::from_millis(200);
 
-type Answer<T> = Result<Response<T>, Status>;
-
 impl Services {
     /// A task that the caller may do this with.
     async fn allowed(&self, call: &Call, id: u64, action: Action) -> Result<Task, Status> {
         let task = self.admin.tasks.get(id).map_err(failed)?;
-        self.gate.allow(call, action, &resource(&task)).await?;
+        self.admission.allow(call, action, &resource(&task)).await?;
         Ok(task)
     }
 
@@ -69,7 +67,7 @@ impl Services {
         (what, object): (&'static str, String),
         id: u64,
     ) {
-        let audited = self.gate.audit(call, action, what, object);
+        let audited = self.admission.audit(call, action, what, object);
         let mut progress = Box::pin(self.progress(id));
         tokio::spawn(async move {
             let mut last = None;
@@ -92,26 +90,26 @@ impl Services {
 
 #[tonic::async_trait]
 impl Tasks for Services {
-    async fn list_tasks(&self, request: Request<ListTasksRequest>) -> Answer<ListTasksResponse> {
-        let call = Gate::call(&request)?;
-        self.gate.allow(&call, Action::List, &Resource::Server).await?;
+    async fn list_tasks(&self, request: Request<ListTasksRequest>) -> RpcResult<ListTasksResponse> {
+        let call = CallAdmission::call(&request)?;
+        self.admission.allow(&call, Action::List, &Resource::Server).await?;
         let mut tasks = Vec::new();
         for task in self.admin.tasks.list() {
-            if self.gate.shows(&call, &resource(&task)).await {
+            if self.admission.shows(&call, &resource(&task)).await {
                 tasks.push(convert::task(task));
             }
         }
         Ok(Response::new(ListTasksResponse { tasks }))
     }
 
-    async fn get_task(&self, request: Request<GetTaskRequest>) -> Answer<proto::Task> {
-        let call = Gate::call(&request)?;
+    async fn get_task(&self, request: Request<GetTaskRequest>) -> RpcResult<proto::Task> {
+        let call = CallAdmission::call(&request)?;
         let task = self.allowed(&call, request.into_inner().id, Action::List).await?;
         Ok(Response::new(convert::task(task)))
     }
 
-    async fn stop_task(&self, request: Request<StopTaskRequest>) -> Answer<proto::Task> {
-        let call = Gate::call(&request)?;
+    async fn stop_task(&self, request: Request<StopTaskRequest>) -> RpcResult<proto::Task> {
+        let call = CallAdmission::call(&request)?;
         let id = request.into_inner().id;
         self.allowed(&call, id, Action::Administer).await?;
         Ok(Response::new(convert::task(self.admin.tasks.stop(id).map_err(failed)?)))
@@ -119,15 +117,15 @@ impl Tasks for Services {
 
     type ScrubStream = Answers<proto::Task>;
 
-    async fn scrub(&self, request: Request<ScrubRequest>) -> Answer<Self::ScrubStream> {
-        let call = Gate::call(&request)?;
+    async fn scrub(&self, request: Request<ScrubRequest>) -> RpcResult<Self::ScrubStream> {
+        let call = CallAdmission::call(&request)?;
         let ScrubRequest { pool, dataset, bytes_per_second } = request.into_inner();
         let browser = self.browser(&pool)?;
         let pool = browser.pool();
         let only = match dataset.as_str() {
             "" => {
                 let resource = Resource::pool(&pool.name);
-                self.gate.allow(&call, Action::Administer, &resource).await?;
+                self.admission.allow(&call, Action::Administer, &resource).await?;
                 None
             }
             name => Some(self.dataset(&call, &browser, name, Action::Administer).await?),
@@ -143,12 +141,12 @@ impl Tasks for Services {
 
     type WatchStream = Answers<WatchResponse>;
 
-    async fn watch(&self, request: Request<WatchRequest>) -> Answer<Self::WatchStream> {
-        let call = Gate::call(&request)?;
+    async fn watch(&self, request: Request<WatchRequest>) -> RpcResult<Self::WatchStream> {
+        let call = CallAdmission::call(&request)?;
         let browser = self.browser(&request.into_inner().pool)?;
         let resource = Resource::pool(&browser.pool().name);
-        self.gate.allow(&call, Action::List, &resource).await?;
-        let Ok(place) = self.gate.watchers.clone().try_acquire_owned() else {
+        self.admission.allow(&call, Action::List, &resource).await?;
+        let Ok(place) = self.admission.watchers.clone().try_acquire_owned() else {
             let why = format!("{WATCHERS_MAX} callers watch already: retry when one has left");
             return Err(Status::resource_exhausted(why));
         };

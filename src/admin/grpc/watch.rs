@@ -84,7 +84,8 @@ impl Sent {
         for task in now.into_iter().rev() {
             let resource = resource(&task);
             let task = convert::task(task);
-            if self.tasks.get(&task.id) != Some(&task) && services.gate.shows(call, &resource).await
+            if self.tasks.get(&task.id) != Some(&task)
+                && services.admission.shows(call, &resource).await
             {
                 self.tasks.insert(task.id, task.clone());
                 send(to, Change::Task(task)).await?;
@@ -104,12 +105,13 @@ impl Sent {
         let (mut datasets, mut snapshots) = (HashMap::new(), HashMap::new());
         for facts in browser.datasets().await? {
             let name = facts.dataset.name.to_string();
-            if services.gate.shows(call, &Resource::dataset(&pool.name, &name)).await {
+            if services.admission.shows(call, &Resource::dataset(&pool.name, &name)).await {
                 datasets.insert(name, convert::dataset(pool, facts));
             }
         }
         for facts in browser.snapshots(None).await? {
-            if services.gate.shows(call, &Resource::dataset(&pool.name, &facts.dataset)).await {
+            if services.admission.shows(call, &Resource::dataset(&pool.name, &facts.dataset)).await
+            {
                 let name = format!("{}@{}", facts.dataset, facts.name);
                 snapshots.insert(name, convert::snapshot(pool, facts));
             }

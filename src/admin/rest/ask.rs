@@ -1,7 +1,7 @@
 //! The parts of requests that handlers take: each is read once, and an error in it is a problem that
 //! names it.
 
-use crate::admin::access::Known;
+use crate::admin::access::Authenticated;
 use crate::admin::problem::Problem;
 use axum::extract::rejection::JsonRejection;
 use axum::extract::{FromRequest, FromRequestParts, Path, Request};
@@ -120,7 +120,7 @@ impl<S: Send + Sync> FromRequestParts<S> for Query {
     }
 }
 
-impl<S: Send + Sync> FromRequestParts<S> for Known {
+impl<S: Send + Sync> FromRequestParts<S> for Authenticated {
     type Rejection = Problem;
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
         let known = parts.extensions.get::<Self>().cloned();
@@ -129,9 +129,9 @@ impl<S: Send + Sync> FromRequestParts<S> for Known {
 }
 
 /// The names in the path of a request.
-pub struct Named<T>(pub T);
+pub struct PathParams<T>(pub T);
 
-impl<T: DeserializeOwned + Send, S: Send + Sync> FromRequestParts<S> for Named<T> {
+impl<T: DeserializeOwned + Send, S: Send + Sync> FromRequestParts<S> for PathParams<T> {
     type Rejection = Problem;
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
         match Path::<T>::from_request_parts(parts, state).await {

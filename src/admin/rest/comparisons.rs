@@ -8,7 +8,7 @@
 use super::shape::{DifferenceCounts, DifferenceShape, Differences};
 use crate::admin::problem::Problem;
 use crate::control::browse::Root;
-use crate::fs::Found;
+use crate::fs::PathDifference;
 use crate::types::{DatasetId, PoolId, SnapshotId};
 use parking_lot::Mutex;
 use std::collections::VecDeque;
@@ -27,17 +27,17 @@ const COUNTED_MAX: u64 = 100_000;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct States {
     pool: PoolId,
-    before: State,
-    after: State,
+    before: ComparedState,
+    after: ComparedState,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum State {
+enum ComparedState {
     Snapshot(SnapshotId),
     Head(DatasetId),
 }
 
-impl State {
+impl ComparedState {
     fn of(root: &Root) -> Self {
         match root {
             Root::Snapshot(snapshot) => Self::Snapshot(snapshot.id()),
@@ -48,7 +48,7 @@ impl State {
 
 impl States {
     pub fn new(pool: PoolId, before: &Root, after: &Root) -> Self {
-        Self { pool, before: State::of(before), after: State::of(after) }
+        Self { pool, before: ComparedState::of(before), after: ComparedState::of(after) }
     }
 }
 
@@ -102,7 +102,7 @@ impl Compared {
     }
 
     /// Returns false once enough was counted.
-    pub fn add(&mut self, found: &Found) -> bool {
+    pub fn add(&mut self, found: &PathDifference) -> bool {
         let seen = self.counts.sum();
         if seen == COUNTED_MAX {
             self.counts.truncated = true;
@@ -132,7 +132,7 @@ fn bytes(item: &DifferenceShape) -> usize {
 }
 
 /// A comparison that is kept: what came after its first page.
-struct Kept {
+struct CachedComparison {
     id: u64,
     states: States,
     /// Differences before the first that is kept.
@@ -143,7 +143,7 @@ struct Kept {
     used: Instant,
 }
 
-impl Kept {
+impl CachedComparison {
     fn page(&self, cursor: Cursor, limit: usize) -> Option<Differences> {
         let at = usize::try_from(cursor.skip.checked_sub(self.from)?).ok()?;
         let left = self.items.get(at..)?;
@@ -156,7 +156,7 @@ impl Kept {
 
 /// The comparisons that are kept, those that were used last at the end.
 #[derive(Default)]
-pub struct Comparisons(Mutex<VecDeque<Kept>>);
+pub struct Comparisons(Mutex<VecDeque<CachedComparison>>);
 
 impl Comparisons {
     /// A page of a comparison that is kept.
@@ -198,7 +198,8 @@ impl Comparisons {
         if is_whole {
             let id = rand::random();
             next.kept = Some(id);
-            let kept = Kept { id, states, from: skip, items: rest, bytes, counts, used: now };
+            let kept =
+                CachedComparison { id, states, from: skip, items: rest, bytes, counts, used: now };
             let mut all = self.0.lock();
             all.retain(|kept| now.saturating_duration_since(kept.used) <= KEPT_FOR);
             all.push_back(kept);
@@ -220,7 +221,7 @@ mod tests {
 
     fn states() -> States {
         let key = NameKey::from_bytes([1; 16]);
-        let head = || State::Head(DatasetId { key, incarnation: Incarnation::random() });
+        let head = || ComparedState::Head(DatasetId { key, incarnation: Incarnation::random() });
         States { pool: PoolId::from_bytes([2; 16]), before: head(), after: head() }
     }
 
@@ -230,7 +231,7 @@ mod tests {
             let path = format!("/{n}{}", "x".repeat(more_bytes));
             let path: Arc<[u8]> = path.into_bytes().into();
             let (kind, difference) = (FileKind::Regular, Difference::Added);
-            assert!(compared.add(&Found { path, kind, difference }));
+            assert!(compared.add(&PathDifference { path, kind, difference }));
         }
         compared
     }

@@ -1,10 +1,10 @@
 //! Datasets: list, create, clone, change, delete.
 
-use super::ask::{Body, Named, Query};
+use super::ask::{Body, PathParams, Query};
 use super::page;
 use super::shape::{DatasetShape, Page};
 use super::{Problem, Rest};
-use crate::admin::access::Known;
+use crate::admin::access::Authenticated;
 use crate::admin::auth::{Action, Resource};
 use crate::catalog::{Dataset, Form, Properties};
 use crate::control::browse::{self, Browser, Root};
@@ -42,7 +42,7 @@ pub struct NewDataset {
     read_only: bool,
 }
 
-/// What to change of a dataset. It holds at once, also where a node has the dataset open.
+/// Properties to change. They hold at once, also where a node has the dataset open.
 #[derive(Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct DatasetChange {
@@ -50,7 +50,7 @@ pub struct DatasetChange {
     size_bytes: Option<u64>,
     /// 0: none.
     quota_inodes: Option<u64>,
-    /// Of files that are created later.
+    /// Record size of files that are created later.
     record_bytes: Option<u32>,
     /// `standard`, `always` or `disabled`; `default`: by access modes.
     sync: Option<String>,
@@ -74,8 +74,8 @@ pub struct DatasetChange {
 )]
 pub async fn list(
     State(rest): State<Rest>,
-    known: Known,
-    Named(pool): Named<String>,
+    known: Authenticated,
+    PathParams(pool): PathParams<String>,
     query: Query,
 ) -> Result<Json<Page<DatasetShape>>, Problem> {
     query.only(&["limit", "cursor"])?;
@@ -108,7 +108,7 @@ async fn used_bytes(rest: &Rest, dataset: &Dataset) -> Option<u64> {
 
 async fn shown(
     rest: &Rest,
-    known: &Known,
+    known: &Authenticated,
     browser: &Browser,
     name: &str,
 ) -> Result<Json<DatasetShape>, Problem> {
@@ -127,8 +127,8 @@ async fn shown(
 )]
 pub async fn get(
     State(rest): State<Rest>,
-    known: Known,
-    Named((pool, name)): Named<(String, String)>,
+    known: Authenticated,
+    PathParams((pool, name)): PathParams<(String, String)>,
     query: Query,
 ) -> Result<Json<DatasetShape>, Problem> {
     query.only(&[])?;
@@ -144,8 +144,8 @@ pub async fn get(
 )]
 pub async fn create(
     State(rest): State<Rest>,
-    known: Known,
-    Named(pool): Named<String>,
+    known: Authenticated,
+    PathParams(pool): PathParams<String>,
     Body(new): Body<NewDataset>,
 ) -> Result<(StatusCode, Json<DatasetShape>), Problem> {
     let browser = rest.admin.browse(&known, Action::Administer, &pool, &new.name).await?;
@@ -214,7 +214,7 @@ fn changes(wanted: &DatasetChange) -> Result<PropertyChanges, Problem> {
 /// read them.
 async fn source(
     rest: &Rest,
-    known: &Known,
+    known: &Authenticated,
     browser: &Browser,
     pool: &str,
     text: &str,
@@ -238,8 +238,8 @@ async fn source(
 )]
 pub async fn change(
     State(rest): State<Rest>,
-    known: Known,
-    Named((pool, name)): Named<(String, String)>,
+    known: Authenticated,
+    PathParams((pool, name)): PathParams<(String, String)>,
     Body(change): Body<DatasetChange>,
 ) -> Result<Json<DatasetShape>, Problem> {
     let (browser, dataset) = rest.dataset(&known, Action::Administer, (&pool, &name)).await?;
@@ -276,8 +276,8 @@ pub async fn change(
 )]
 pub async fn delete(
     State(rest): State<Rest>,
-    known: Known,
-    Named((pool, name)): Named<(String, String)>,
+    known: Authenticated,
+    PathParams((pool, name)): PathParams<(String, String)>,
     query: Query,
 ) -> Result<StatusCode, Problem> {
     query.only(&[])?;

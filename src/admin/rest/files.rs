@@ -1,11 +1,11 @@
 //! Files: listings, attributes, contents.
 
-use super::ask::{Named, Query};
+use super::ask::{PathParams, Query};
 use super::range::{Answer, Validators};
 use super::send::{Sending, attachment};
 use super::shape::{EntryShape, Page, lossy};
 use super::{Problem, Rest};
-use crate::admin::access::Known;
+use crate::admin::access::Authenticated;
 use crate::admin::auth::Action;
 use crate::admin::state::audited;
 use crate::control::browse::{Cursor, Entry, LIST_MAX, OpenRoot, Root, kind_name, shown_path};
@@ -33,7 +33,7 @@ pub struct At {
 /// Opens the state that a request names, for a caller who may do this with it.
 pub async fn open(
     rest: &Rest,
-    known: &Known,
+    known: &Authenticated,
     action: Action,
     (pool, dataset): (&str, &str),
     query: &Query,
@@ -51,7 +51,7 @@ pub fn object(pool: &str, dataset: &str, query: &Query, path: &[u8]) -> Result<S
 
 async fn at(
     rest: &Rest,
-    known: &Known,
+    known: &Authenticated,
     action: Action,
     (pool, dataset): (&str, &str),
     query: &Query,
@@ -78,8 +78,8 @@ async fn at(
 )]
 pub async fn entries(
     State(rest): State<Rest>,
-    known: Known,
-    Named((pool, dataset)): Named<(String, String)>,
+    known: Authenticated,
+    PathParams((pool, dataset)): PathParams<(String, String)>,
     query: Query,
 ) -> Result<Json<Page<EntryShape>>, Problem> {
     query.only(&["snapshot", "path", "limit", "cursor"])?;
@@ -112,8 +112,8 @@ fn is_top(root: &Root, path: &[u8]) -> bool {
 )]
 pub async fn stat(
     State(rest): State<Rest>,
-    known: Known,
-    Named((pool, dataset)): Named<(String, String)>,
+    known: Authenticated,
+    PathParams((pool, dataset)): PathParams<(String, String)>,
     query: Query,
 ) -> Result<Json<EntryShape>, Problem> {
     query.only(&["snapshot", "path"])?;
@@ -121,7 +121,7 @@ pub async fn stat(
     Ok(Json(EntryShape::from(&root.stat(&path).await?)))
 }
 
-/// What a file holds, or a range of it
+/// Read a file, or a range of it
 #[utoipa::path(
     get, path = "/pools/{pool}/datasets/{dataset}/content", tag = "files",
     params(
@@ -146,8 +146,8 @@ pub async fn stat(
 )]
 pub async fn content(
     State(rest): State<Rest>,
-    known: Known,
-    Named((pool, dataset)): Named<(String, String)>,
+    known: Authenticated,
+    PathParams((pool, dataset)): PathParams<(String, String)>,
     query: Query,
     method: Method,
     headers: HeaderMap,

@@ -25,7 +25,7 @@ mod snapshots;
 mod states;
 mod tasks;
 
-use super::access::{Known, Peer};
+use super::access::{Authenticated, Peer};
 use super::auth::{Action, Download};
 use super::problem::Problem;
 use super::state::{Admin, audited};
@@ -33,6 +33,7 @@ use super::web;
 use crate::catalog::Dataset;
 use crate::control::ControlError;
 use crate::control::browse::Browser;
+use crate::control::problems::Problems;
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, Request, State};
 use axum::http::{HeaderMap, HeaderValue, Method, Uri, header};
@@ -55,20 +56,20 @@ const PLACE_AGAIN: Duration = Duration::from_secs(5);
 const PAGE_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' \
     blob:; connect-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'";
 
-/// What is served beside the interface.
+/// Pages served beside the interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Page {
+pub enum WebPage {
     Served,
     Absent,
 }
 
-/// What handlers need. Cheap to clone.
+/// State of the handlers. Cheap to clone.
 #[derive(Clone)]
 pub struct Rest {
     admin: Arc<Admin>,
     spaces: Arc<pools::Spaces>,
     comparisons: Arc<comparisons::Comparisons>,
-    troubles: Arc<problems::Troubles>,
+    problems: Arc<Problems>,
     /// The URLs of the pools, by name.
     urls: Arc<BTreeMap<String, String>>,
 }
@@ -79,7 +80,7 @@ impl Rest {
             admin,
             spaces: Default::default(),
             comparisons: Default::default(),
-            troubles: Default::default(),
+            problems: Default::default(),
             urls: Arc::new(urls),
         }
     }
@@ -91,7 +92,7 @@ impl Rest {
     /// A live dataset that the caller may do this with.
     async fn dataset(
         &self,
-        known: &Known,
+        known: &Authenticated,
         action: Action,
         (pool, name): (&str, &str),
     ) -> Result<(Browser, Dataset), Problem> {
@@ -117,7 +118,7 @@ impl Rest {
 
     /// The whole of it: the interface, and the page if it is served. `more`: what other interfaces
     /// serve on the same port; they identify their callers themselves.
-    pub fn router(self, page: Page, more: Router) -> Router {
+    pub fn router(self, page: WebPage, more: Router) -> Router {
         let known = from_fn_with_state(self.clone(), identify);
         let api = self
             .routes()
@@ -189,10 +190,10 @@ async fn description() -> Response {
     ([(header::CONTENT_TYPE, "application/json")], openapi::text()).into_response()
 }
 
-fn beside(page: Page, method: &Method, uri: &Uri, headers: &HeaderMap) -> Response {
+fn beside(page: WebPage, method: &Method, uri: &Uri, headers: &HeaderMap) -> Response {
     let path = uri.path();
     let absent = || Problem::no_route(path).into_response();
-    if page == Page::Absent || path == "/api" || path.starts_with("/api/") {
+    if page == WebPage::Absent || path == "/api" || path.starts_with("/api/") {
         return absent();
     }
     match *method {
@@ -237,7 +238,12 @@ async fn identify(State(rest): State<Rest>, mut request: Request, next: Next) ->
 }
 
 /// Calls that take long or much memory have places.
-async fn at_work(State(rest): State<Rest>, known: Known, request: Request, next: Next) -> Response {
+async fn at_work(
+    State(rest): State<Rest>,
+    known: Authenticated,
+    request: Request,
+    next: Next,
+) -> Response {
     match rest.admin.access.limits.work(&known.caller) {
         Some(_work) => next.run(request).await,
         None => {
@@ -261,7 +267,7 @@ async fn in_time(request: Request, next: Next) -> Response {
 /// Runs a use case with an effect to its end, whether or not its caller waits for it, with an entry
 /// in the audit log.
 async fn change<T: Send + 'static>(
-    known: &Known,
+    known: &Authenticated,
     action: Action,
     (what, object): (&'static str, String),
     work: impl Future<Output = Result<T, ControlError>> + Send + 'static,

@@ -43,7 +43,7 @@ use utoipa::{Modify, OpenApi as _};
 )]
 struct Described;
 
-/// What every operation has.
+/// Answers that every operation can give.
 struct Common;
 
 impl Modify for Common {

@@ -1,10 +1,10 @@
 //! Snapshot policies: which snapshots are taken by themselves, and which are kept.
 
-use super::ask::{Body, Named, Query};
+use super::ask::{Body, PathParams, Query};
 use super::page;
 use super::shape::Page;
 use super::{Problem, Rest, change};
-use crate::admin::access::Known;
+use crate::admin::access::Authenticated;
 use crate::admin::auth::{Action, Resource};
 use crate::catalog::{Keep, KeepRules, SnapshotPolicy};
 use crate::control::policy::{DEFAULT_PREFIX, ShownPolicy, Simulated, parse_keep};
@@ -30,7 +30,7 @@ pub struct NewPolicy {
     #[serde(default = "utc")]
     #[schema(default = "UTC")]
     time_zone: String,
-    /// What the names of its snapshots begin with.
+    /// The prefix of the names of its snapshots.
     #[serde(default = "prefix")]
     #[schema(default = "auto-")]
     prefix: String,
@@ -40,7 +40,7 @@ pub struct NewPolicy {
     keep: NewKeepRules,
 }
 
-/// What is kept: a number of snapshots, or a time like `30d`. The newest is always kept.
+/// Retention: a number of snapshots, or a time like `30d`. The newest is always kept.
 #[derive(Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct NewKeepRules {
@@ -124,7 +124,7 @@ pub struct Simulation {
     days: Option<u32>,
 }
 
-/// What a policy would do.
+/// Snapshots that a policy would make and delete.
 #[derive(Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct SimulatedShape {
@@ -142,7 +142,7 @@ pub struct SimulatedShape {
 pub struct SimulatedSnapshotShape {
     name: String,
     created: String,
-    /// It exists already.
+    /// The snapshot exists already.
     exists: bool,
     /// When it would be deleted; null: it would be kept.
     deleted: Option<String>,
@@ -176,8 +176,8 @@ impl From<Simulated> for SimulatedShape {
 )]
 pub async fn get(
     State(rest): State<Rest>,
-    known: Known,
-    Named((pool, name)): Named<(String, String)>,
+    known: Authenticated,
+    PathParams((pool, name)): PathParams<(String, String)>,
     query: Query,
 ) -> Result<Json<PolicyShape>, Problem> {
     query.only(&[])?;
@@ -195,8 +195,8 @@ pub async fn get(
 )]
 pub async fn set(
     State(rest): State<Rest>,
-    known: Known,
-    Named((pool, name)): Named<(String, String)>,
+    known: Authenticated,
+    PathParams((pool, name)): PathParams<(String, String)>,
     Body(new): Body<NewPolicy>,
 ) -> Result<Json<PolicyShape>, Problem> {
     let (browser, dataset) = rest.dataset(&known, Action::Administer, (&pool, &name)).await?;
@@ -217,8 +217,8 @@ pub async fn set(
 )]
 pub async fn delete(
     State(rest): State<Rest>,
-    known: Known,
-    Named((pool, name)): Named<(String, String)>,
+    known: Authenticated,
+    PathParams((pool, name)): PathParams<(String, String)>,
     query: Query,
 ) -> Result<StatusCode, Problem> {
     query.only(&[])?;
@@ -232,7 +232,7 @@ pub async fn delete(
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// What the policy of a dataset would do in the time ahead
+/// Simulate the policy of a dataset over the time ahead
 #[utoipa::path(
     post, path = "/pools/{pool}/datasets/{dataset}/policy/simulate", tag = "policies",
     params(("pool" = String, Path, example = "main"), ("dataset" = String, Path, example = "web")),
@@ -241,8 +241,8 @@ pub async fn delete(
 )]
 pub async fn simulate(
     State(rest): State<Rest>,
-    known: Known,
-    Named((pool, name)): Named<(String, String)>,
+    known: Authenticated,
+    PathParams((pool, name)): PathParams<(String, String)>,
     Body(Simulation { days }): Body<Simulation>,
 ) -> Result<Json<SimulatedShape>, Problem> {
     let (browser, dataset) = rest.dataset(&known, Action::List, (&pool, &name)).await?;
@@ -271,8 +271,8 @@ pub struct DatasetPolicy {
 )]
 pub async fn list(
     State(rest): State<Rest>,
-    known: Known,
-    Named(pool): Named<String>,
+    known: Authenticated,
+    PathParams(pool): PathParams<String>,
     query: Query,
 ) -> Result<Json<Page<DatasetPolicy>>, Problem> {
     query.only(&["limit", "cursor"])?;
@@ -300,7 +300,7 @@ pub async fn list(
     Ok(Json(page::page(seen, key, query.text("cursor")?, limit)?))
 }
 
-/// What a policy has just done.
+/// The outcome of a policy's run.
 #[derive(Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct PolicyRan {
@@ -317,8 +317,8 @@ pub struct PolicyRan {
 )]
 pub async fn run(
     State(rest): State<Rest>,
-    known: Known,
-    Named((pool, name)): Named<(String, String)>,
+    known: Authenticated,
+    PathParams((pool, name)): PathParams<(String, String)>,
     query: Query,
 ) -> Result<Json<PolicyRan>, Problem> {
     query.only(&[])?;

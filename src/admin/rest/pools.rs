@@ -1,9 +1,9 @@
 //! Pools, and the space that is used in them.
 
-use super::ask::{Named, Query};
+use super::ask::{PathParams, Query};
 use super::shape::Page;
 use super::{Problem, Rest};
-use crate::admin::access::Known;
+use crate::admin::access::Authenticated;
 use crate::admin::auth::{Action, Resource};
 use crate::control::{Accuracy, ControlError, Pool, Space, space};
 use crate::types::{PoolId, Timestamp};
@@ -89,7 +89,7 @@ pub struct Spaces(Mutex<HashMap<(PoolId, Accuracy), (Instant, Measuring)>>);
 )]
 pub async fn list(
     State(rest): State<Rest>,
-    known: Known,
+    known: Authenticated,
     query: Query,
 ) -> Result<Json<Page<PoolShape>>, Problem> {
     query.only(&["limit", "cursor"])?;
@@ -118,7 +118,7 @@ pub async fn list(
     Ok(Json(super::page::page(items, |pool| pool.name.clone(), query.text("cursor")?, limit)?))
 }
 
-async fn shape(rest: &Rest, known: &Known, pool: &Pool) -> Result<PoolShape, Problem> {
+async fn shape(rest: &Rest, known: &Authenticated, pool: &Pool) -> Result<PoolShape, Problem> {
     let default = match rest.admin.browser(pool).default_dataset().await {
         Ok(found) => found.map(|dataset| dataset.name.to_string()),
         // One that was deleted is none.
@@ -153,8 +153,8 @@ async fn shape(rest: &Rest, known: &Known, pool: &Pool) -> Result<PoolShape, Pro
 )]
 pub async fn get_space(
     State(rest): State<Rest>,
-    known: Known,
-    Named(name): Named<String>,
+    known: Authenticated,
+    PathParams(name): PathParams<String>,
     query: Query,
 ) -> Result<Json<SpaceShape>, Problem> {
     query.only(&["refresh", "exact"])?;
@@ -162,7 +162,7 @@ pub async fn get_space(
     let accuracy = if query.flag("exact")? { Accuracy::Exact } else { Accuracy::Estimate };
     let (action, of) = match accuracy {
         Accuracy::Estimate => (Action::List, Resource::pool(&name)),
-        // It takes minutes and memory for each chunk of the pool.
+        // The exact figures take minutes, and memory for each chunk of the pool.
         Accuracy::Exact => (Action::Administer, Resource::dataset(&name, "*")),
     };
     rest.admin.allow(&known, action, &of).await?;

@@ -4,7 +4,7 @@ use axum::http::{HeaderMap, HeaderName, header};
 use std::ops::Range;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-/// What a file's present state is called.
+/// The snapshot name that stands for a file's present state.
 pub struct Validators {
     /// Quoted, strong.
     pub etag: String,

@@ -1,8 +1,8 @@
 //! Restores in place, and what they would do.
 
-use super::ask::{Body, Named, absolute};
+use super::ask::{Body, PathParams, absolute};
 use super::{Problem, Rest};
-use crate::admin::access::Known;
+use crate::admin::access::Authenticated;
 use crate::admin::auth::Action;
 use crate::admin::state::audited;
 use crate::control::browse::{Browser, Entry, OpenRoot, Root};
@@ -22,7 +22,7 @@ const PATHS_MAX: usize = 1000;
 /// Most objects that a dry run looks at.
 const COUNTED_MAX: u64 = 10_000;
 
-/// What to restore.
+/// Paths of a snapshot to restore.
 #[derive(Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct NewRestore {
@@ -53,7 +53,7 @@ pub struct RestorePath {
     destination_bytes: Option<String>,
 }
 
-/// What a restore would do.
+/// Changes that a restore would make.
 #[derive(Default, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct RestoreCounts {
@@ -64,7 +64,7 @@ pub struct RestoreCounts {
     /// Objects that are there as they were.
     unchanged: u64,
     folders: u64,
-    /// Of the files that are created or replaced.
+    /// Bytes of the files that are created or replaced.
     bytes: u64,
     /// There are more objects than were counted.
     truncated: bool,
@@ -111,8 +111,8 @@ impl RestorePath {
 )]
 pub async fn create(
     State(rest): State<Rest>,
-    known: Known,
-    Named((pool, name)): Named<(String, String)>,
+    known: Authenticated,
+    PathParams((pool, name)): PathParams<(String, String)>,
     Body(new): Body<NewRestore>,
 ) -> Result<Response, Problem> {
     let browser = rest.admin.browse(&known, Action::Restore, &pool, &name).await?;

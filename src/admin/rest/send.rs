@@ -22,7 +22,7 @@ pub struct Sending {
 }
 
 impl Sending {
-    /// Of a known length.
+    /// A body of a known length.
     pub fn new(
         pieces: impl Stream<Item = Result<Bytes, ControlError>> + Send + 'static,
         len: u64,
@@ -32,7 +32,7 @@ impl Sending {
         Self { left: Some(len), ..Self::unbounded(pieces, log, place) }.begun()
     }
 
-    /// Of a length that is known only at the end.
+    /// A body whose length is known only at the end.
     pub fn unbounded(
         pieces: impl Stream<Item = Result<Bytes, ControlError>> + Send + 'static,
         log: Audited,

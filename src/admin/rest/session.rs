@@ -2,7 +2,7 @@
 
 use super::ask::Body;
 use super::{Problem, Rest};
-use crate::admin::access::{Known, Peer, Transport, cookie, cookie_name, from_this_site};
+use crate::admin::access::{Authenticated, Peer, Transport, cookie, cookie_name, from_this_site};
 use crate::admin::auth::AGE_MAX;
 use axum::extract::State;
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
@@ -32,7 +32,7 @@ pub struct Login {
 
 /// Who the caller is
 #[utoipa::path(get, path = "/session", tag = "session", responses((status = 200, body = SessionShape)))]
-pub async fn get(State(rest): State<Rest>, known: Known) -> Json<SessionShape> {
+pub async fn get(State(rest): State<Rest>, known: Authenticated) -> Json<SessionShape> {
     let role = rest.admin.access.roles.role(&known.caller);
     Json(SessionShape {
         caller: known.caller.name,
@@ -85,7 +85,7 @@ pub async fn login(
 )]
 pub async fn logout(
     State(rest): State<Rest>,
-    known: Known,
+    known: Authenticated,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
     if let Some(id) = cookie(&headers, cookie_name(known.peer.transport)) {

@@ -5,7 +5,7 @@
 
 use crate::catalog::{Form, State};
 use crate::control::browse::{DatasetFacts, Entry, SnapshotFacts, kind_name};
-use crate::fs::{Aspect, Difference, Found};
+use crate::fs::{Aspect, Difference, PathDifference};
 use crate::types::Timestamp;
 use data_encoding::BASE64;
 use serde::Serialize;
@@ -57,9 +57,9 @@ pub struct DatasetShape {
     owner: Option<String>,
     /// The snapshot it was cloned from, `DATASET@SNAPSHOT`.
     origin: Option<String>,
-    /// It no longer depends on its origin.
+    /// Whether the clone no longer depends on its origin.
     detached: bool,
-    /// It is the snapshot that it was made from.
+    /// Whether the dataset stands for the snapshot that it was made from.
     read_only: bool,
     /// Null: by access modes.
     sync: Option<String>,
@@ -169,7 +169,7 @@ pub struct EntryShape {
     modified: String,
     /// When content or attributes were last changed.
     changed: String,
-    /// Of a symbolic link.
+    /// Target of a symbolic link.
     #[serde(skip_serializing_if = "Option::is_none")]
     target: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -259,8 +259,8 @@ pub struct DifferenceShape {
     pub aspects: Vec<Aspect>,
 }
 
-impl From<&Found> for DifferenceShape {
-    fn from(found: &Found) -> Self {
+impl From<&PathDifference> for DifferenceShape {
+    fn from(found: &PathDifference) -> Self {
         let (change, from, aspects): (_, Option<&[u8]>, &[Aspect]) = match &found.difference {
             Difference::Added => ("added", None, &[]),
             Difference::Removed => ("removed", None, &[]),
@@ -300,7 +300,7 @@ pub struct DifferenceCounts {
 }
 
 impl DifferenceCounts {
-    pub fn add(&mut self, found: &Found) {
+    pub fn add(&mut self, found: &PathDifference) {
         match found.difference {
             Difference::Added => self.added += 1,
             Difference::Removed => self.removed += 1,

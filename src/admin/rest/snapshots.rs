@@ -1,10 +1,10 @@
 //! Snapshots of a dataset: list, take, delete.
 
-use super::ask::{Body, Named, Query};
+use super::ask::{Body, PathParams, Query};
 use super::page;
 use super::shape::{Page, SnapshotShape};
 use super::{Problem, Rest, change};
-use crate::admin::access::Known;
+use crate::admin::access::Authenticated;
 use crate::admin::auth::Action;
 use crate::control::browse::{HoldChange, NewSnapshot, SnapshotFacts};
 use crate::types::Class;
@@ -41,8 +41,8 @@ fn read_only() -> bool {
 )]
 pub async fn list(
     State(rest): State<Rest>,
-    known: Known,
-    Named((pool, name)): Named<(String, String)>,
+    known: Authenticated,
+    PathParams((pool, name)): PathParams<(String, String)>,
     query: Query,
 ) -> Result<Json<Page<SnapshotShape>>, Problem> {
     query.only(&["limit", "cursor"])?;
@@ -65,8 +65,8 @@ pub async fn list(
 )]
 pub async fn get(
     State(rest): State<Rest>,
-    known: Known,
-    Named((pool, name, snapshot)): Named<(String, String, String)>,
+    known: Authenticated,
+    PathParams((pool, name, snapshot)): PathParams<(String, String, String)>,
     query: Query,
 ) -> Result<Json<SnapshotShape>, Problem> {
     query.only(&[])?;
@@ -83,8 +83,8 @@ pub async fn get(
 )]
 pub async fn create(
     State(rest): State<Rest>,
-    known: Known,
-    Named((pool, name)): Named<(String, String)>,
+    known: Authenticated,
+    PathParams((pool, name)): PathParams<(String, String)>,
     Body(new): Body<NewSnapshotShape>,
 ) -> Result<(StatusCode, Json<SnapshotShape>), Problem> {
     let browser = rest.admin.browse(&known, Action::Snapshot, &pool, &name).await?;
@@ -105,8 +105,8 @@ pub async fn create(
 )]
 pub async fn delete(
     State(rest): State<Rest>,
-    known: Known,
-    Named((pool, name, snapshot)): Named<(String, String, String)>,
+    known: Authenticated,
+    PathParams((pool, name, snapshot)): PathParams<(String, String, String)>,
     query: Query,
 ) -> Result<StatusCode, Problem> {
     query.only(&[])?;
@@ -135,8 +135,8 @@ pub async fn delete(
 )]
 pub async fn hold(
     State(rest): State<Rest>,
-    known: Known,
-    Named(of): Named<(String, String, String, String)>,
+    known: Authenticated,
+    PathParams(of): PathParams<(String, String, String, String)>,
     query: Query,
 ) -> Result<Json<SnapshotShape>, Problem> {
     query.only(&[])?;
@@ -152,8 +152,8 @@ pub async fn hold(
 )]
 pub async fn release(
     State(rest): State<Rest>,
-    known: Known,
-    Named(of): Named<(String, String, String, String)>,
+    known: Authenticated,
+    PathParams(of): PathParams<(String, String, String, String)>,
     query: Query,
 ) -> Result<Json<SnapshotShape>, Problem> {
     query.only(&[])?;
@@ -162,7 +162,7 @@ pub async fn release(
 
 async fn change_hold(
     rest: &Rest,
-    known: &Known,
+    known: &Authenticated,
     (pool, name, snapshot, tag): (String, String, String, String),
     hold: HoldChange,
 ) -> Result<Json<SnapshotShape>, Problem> {

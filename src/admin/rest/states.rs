@@ -1,10 +1,10 @@
-//! What several states of a dataset tell together: the versions of a path, searches, differences.
+//! Questions over several states of a dataset: the versions of a path, searches, differences.
 
-use super::ask::{Named, Query};
+use super::ask::{PathParams, Query};
 use super::comparisons::{Compared, Cursor, States};
 use super::shape::{Differences, HitShape, Hits, Page, VersionShape, lossy, raw};
 use super::{Problem, Rest};
-use crate::admin::access::Known;
+use crate::admin::access::Authenticated;
 use crate::admin::auth::Action;
 use crate::catalog::{Dataset, Snapshot, State as RecordState};
 use crate::control::ControlError;
@@ -20,13 +20,13 @@ const DIFFERENCES_DEFAULT: usize = 1000;
 const DIFFERENCES_MAX: usize = 10_000;
 
 /// The reason why a search or comparison ends.
-enum Ended {
+enum SearchEnd {
     /// The caller has enough.
     Enough,
     Failed(ControlError),
 }
 
-impl From<ControlError> for Ended {
+impl From<ControlError> for SearchEnd {
     fn from(error: ControlError) -> Self {
         Self::Failed(error)
     }
@@ -40,8 +40,8 @@ impl From<ControlError> for Ended {
 )]
 pub async fn history(
     State(rest): State<Rest>,
-    known: Known,
-    Named((pool, name)): Named<(String, String)>,
+    known: Authenticated,
+    PathParams((pool, name)): PathParams<(String, String)>,
     query: Query,
 ) -> Result<Json<Page<VersionShape>>, Problem> {
     query.only(&["path"])?;
@@ -77,8 +77,8 @@ pub async fn history(
 )]
 pub async fn find(
     State(rest): State<Rest>,
-    known: Known,
-    Named((pool, name)): Named<(String, String)>,
+    known: Authenticated,
+    PathParams((pool, name)): PathParams<(String, String)>,
     query: Query,
 ) -> Result<Json<Hits>, Problem> {
     query.only(&["pattern", "snapshot", "allSnapshots", "limit"])?;
@@ -98,15 +98,15 @@ pub async fn find(
     let mut items = Vec::new();
     let each = |hit: Hit| {
         if items.len() == limit {
-            return Err(Ended::Enough);
+            return Err(SearchEnd::Enough);
         }
         items.push(shown(names.get(hit.root).cloned().flatten(), &hit));
         Ok(())
     };
     let (truncated, visited) = match Box::pin(browser.find(&roots, &pattern, each)).await {
         Ok(searched) => (searched.limited, searched.visited),
-        Err(Ended::Enough) => (true, 0),
-        Err(Ended::Failed(error)) => return Err(error.into()),
+        Err(SearchEnd::Enough) => (true, 0),
+        Err(SearchEnd::Failed(error)) => return Err(error.into()),
     };
     Ok(Json(Hits { items, next: None, truncated, visited }))
 }
@@ -153,8 +153,8 @@ async fn every_state(
 )]
 pub async fn diff(
     State(rest): State<Rest>,
-    known: Known,
-    Named((pool, name)): Named<(String, String)>,
+    known: Authenticated,
+    PathParams((pool, name)): PathParams<(String, String)>,
     query: Query,
 ) -> Result<Json<Differences>, Problem> {
     query.only(&["from", "to", "limit", "cursor"])?;
@@ -169,12 +169,12 @@ pub async fn diff(
         return Ok(Json(page));
     }
     let mut compared = Compared::new(cursor, limit);
-    let each = |found: &crate::fs::Found| match compared.add(found) {
+    let each = |found: &crate::fs::PathDifference| match compared.add(found) {
         true => Ok(()),
-        false => Err(Ended::Enough),
+        false => Err(SearchEnd::Enough),
     };
     match Box::pin(browser.diff(&before, &after, each)).await {
-        Ok(()) | Err(Ended::Enough) => Ok(Json(rest.comparisons.keep(states, compared))),
-        Err(Ended::Failed(error)) => Err(error.into()),
+        Ok(()) | Err(SearchEnd::Enough) => Ok(Json(rest.comparisons.keep(states, compared))),
+        Err(SearchEnd::Failed(error)) => Err(error.into()),
     }
 }

@@ -1,11 +1,11 @@
 //! The long work of this process: what runs, and what has ended lately.
 
-use super::ask::{Body, Named, Query};
+use super::ask::{Body, PathParams, Query};
 use super::page;
 use super::restores::{Started, log_the_end};
 use super::shape::Page;
 use super::{Problem, Rest};
-use crate::admin::access::Known;
+use crate::admin::access::Authenticated;
 use crate::admin::auth::{Action, Resource};
 use crate::admin::state::audited;
 use crate::control::{Task, TaskKind, TaskOutcome};
@@ -24,7 +24,7 @@ pub struct TaskShape {
     /// `restore`, `scrub` or `collection`.
     kind: &'static str,
     pool: String,
-    /// What is worked on: `DATASET`, `DATASET@SNAPSHOT:/PATH`.
+    /// The object of the work: `DATASET`, `DATASET@SNAPSHOT:/PATH`.
     subject: String,
     started: String,
     /// Null while it runs.
@@ -32,7 +32,7 @@ pub struct TaskShape {
     /// `running`, `done`, `failed` or `stopped`.
     state: &'static str,
     progress: TaskProgress,
-    /// What was done, for people.
+    /// A summary of the work, for people.
     message: Option<String>,
     /// Why it failed.
     error: Option<String>,
@@ -72,7 +72,7 @@ impl From<Task> for TaskShape {
     }
 }
 
-async fn sees(rest: &Rest, known: &Known, task: &Task) -> bool {
+async fn sees(rest: &Rest, known: &Authenticated, task: &Task) -> bool {
     // Who sees all of the pool sees its tasks, others those of their datasets.
     match &task.dataset {
         Some(dataset) => rest.admin.sees(known, &task.pool, dataset).await,
@@ -91,7 +91,7 @@ async fn sees(rest: &Rest, known: &Known, task: &Task) -> bool {
 )]
 pub async fn list(
     State(rest): State<Rest>,
-    known: Known,
+    known: Authenticated,
     query: Query,
 ) -> Result<Json<Page<TaskShape>>, Problem> {
     query.only(&["limit", "cursor"])?;
@@ -115,8 +115,8 @@ pub async fn list(
 )]
 pub async fn get(
     State(rest): State<Rest>,
-    known: Known,
-    Named(id): Named<String>,
+    known: Authenticated,
+    PathParams(id): PathParams<String>,
     query: Query,
 ) -> Result<Json<TaskShape>, Problem> {
     query.only(&[])?;
@@ -131,8 +131,8 @@ pub async fn get(
 )]
 pub async fn stop(
     State(rest): State<Rest>,
-    known: Known,
-    Named(id): Named<String>,
+    known: Authenticated,
+    PathParams(id): PathParams<String>,
     query: Query,
 ) -> Result<Json<TaskShape>, Problem> {
     query.only(&[])?;
@@ -143,7 +143,7 @@ pub async fn stop(
 }
 
 /// A task that the caller may see.
-async fn found(rest: &Rest, known: &Known, id: &str) -> Result<Task, Problem> {
+async fn found(rest: &Rest, known: &Authenticated, id: &str) -> Result<Task, Problem> {
     let absent = || {
         let id: String = id.chars().take(32).collect();
         Problem::of(
@@ -158,7 +158,7 @@ async fn found(rest: &Rest, known: &Known, id: &str) -> Result<Task, Problem> {
     }
 }
 
-/// What to scrub.
+/// The packs to scrub.
 #[derive(Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct NewScrub {
@@ -177,8 +177,8 @@ pub struct NewScrub {
 )]
 pub async fn scrub(
     State(rest): State<Rest>,
-    known: Known,
-    Named(pool): Named<String>,
+    known: Authenticated,
+    PathParams(pool): PathParams<String>,
     Body(NewScrub { dataset, bytes_per_second }): Body<NewScrub>,
 ) -> Result<(StatusCode, Json<Started>), Problem> {
     if bytes_per_second == Some(0) {

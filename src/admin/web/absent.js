@@ -1,4 +1,4 @@
-// What a list of files says where there is nothing to list, and where to look instead.
+// The text of a list without files, and where to look instead.
 
 import { h, icon } from './dom.js';
 import { parent, shown } from './paths.js';

@@ -1,4 +1,4 @@
-// What changed between two moments, as a tree with counts.
+// Changes between two moments, as a tree with counts.
 
 import * as api from './api.js';
 import { announce, h, icon, replace } from './dom.js';

@@ -1,4 +1,4 @@
-// What went wrong, and what to do about it.
+// Errors, and the next step for each.
 
 import { h, icon } from './dom.js';
 

@@ -1,4 +1,4 @@
-// What can be done with the ticked entries of a folder.
+// Actions on the ticked entries of a folder.
 
 import * as api from './api.js';
 import { h, icon, replace, toast } from './dom.js';

@@ -7,6 +7,7 @@ use super::message::{Hello, Message};
 use super::sockets::Sockets;
 use crate::app::state_dir::{StateDir, StateFolder};
 use crate::control::Pools;
+use crate::types::Backoff;
 use anyhow::Context;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -82,7 +83,8 @@ pub async fn wait_until_active(
     stop: &CancellationToken,
 ) -> anyhow::Result<Option<Activation>> {
     let started = Instant::now();
-    let (mut warned, mut pause) = ((String::new(), started), ASK_MIN);
+    let mut warned = (String::new(), started);
+    let mut backoff = Backoff::new(ASK_MIN, ASK_MAX);
     loop {
         if let Some(state) = folder.try_lock()? {
             return Ok(Some(Activation::first(state)));
@@ -113,8 +115,7 @@ pub async fn wait_until_active(
             return Err(std::io::Error::new(std::io::ErrorKind::ResourceBusy, why))
                 .with_context(|| format!("state folder {at}"));
         }
-        let ask_at = Instant::now() + pause;
-        pause = (pause * 2).min(ASK_MAX);
+        let ask_at = Instant::now() + backoff.pause();
         while Instant::now() < ask_at {
             if let Some(state) = folder.try_lock()? {
                 return Ok(Some(Activation::first(state)));

@@ -187,7 +187,7 @@ pub struct NewArgs {
 pub struct SetArgs {
     /// Name of the dataset
     pub name: String,
-    /// What to change
+    /// Properties to change
     #[arg(value_name = "PROPERTY=VALUE", required = true, value_parser = property)]
     pub properties: Vec<Property>,
     #[command(flatten)]

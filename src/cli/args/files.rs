@@ -1,6 +1,6 @@
 //! Files of datasets and snapshots: `dataset ls`, `cat`, `history`, `diff`, `restore`.
 
-use super::{Common, Place};
+use super::{Common, PoolOrServer};
 use clap::Args;
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -42,7 +42,7 @@ pub struct CatArgs {
     /// Path of the file in it, as bytes
     pub path: OsString,
     #[command(flatten)]
-    pub place: Place,
+    pub place: PoolOrServer,
 }
 
 #[derive(Args, Clone, Debug)]

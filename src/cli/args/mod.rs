@@ -124,7 +124,7 @@ pub struct ServerArgs {
 
 /// The place that a command works on: a pool, which it opens itself, or a server that has it open.
 #[derive(Args, Clone, Debug)]
-pub struct Place {
+pub struct PoolOrServer {
     #[command(flatten)]
     pub pool: PoolArgs,
     #[command(flatten)]
@@ -135,7 +135,7 @@ pub struct Place {
 #[derive(Args, Clone, Debug)]
 pub struct Common {
     #[command(flatten)]
-    pub place: Place,
+    pub place: PoolOrServer,
     #[command(flatten)]
     pub output: Output,
 }

@@ -94,7 +94,7 @@ pub struct PolicySetArgs {
     /// Make no snapshot while nothing has changed since the last one of the policy
     #[arg(long)]
     pub skip_empty: bool,
-    /// What the names of its snapshots begin with
+    /// Prefix of the names of its snapshots
     #[arg(long, default_value = DEFAULT_PREFIX)]
     pub prefix: String,
     #[command(flatten)]

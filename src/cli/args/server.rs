@@ -68,7 +68,7 @@ pub struct TokenArgs {
     /// POOL/DATASET that it is for, with * and ?; may be repeated. All datasets if omitted
     #[arg(long, value_name = "POOL/DATASET")]
     pub dataset: Vec<String>,
-    /// It expires after this time, like 30d
+    /// Time after which the token expires, like 30d
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
     pub expires: Option<std::time::Duration>,
     #[command(flatten)]

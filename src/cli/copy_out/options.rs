@@ -12,7 +12,7 @@ pub enum Overwrite {
     Changed,
 }
 
-/// What is done, and what becomes of the files that are replaced.
+/// The work to do, and the treatment of files that are replaced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Effect {
     Replace,

@@ -2,7 +2,7 @@
 
 use super::{Browser, Root, refused};
 use crate::control::ControlError;
-use crate::fs::{Comparison, Found};
+use crate::fs::{Comparison, PathDifference};
 use crate::types::Class;
 use tokio::sync::mpsc;
 
@@ -19,7 +19,7 @@ impl Browser {
         &self,
         before: &Root,
         after: &Root,
-        mut each: impl FnMut(&Found) -> Result<(), E>,
+        mut each: impl FnMut(&PathDifference) -> Result<(), E>,
     ) -> Result<(), E> {
         let (to, mut found) = mpsc::channel(WAITING);
         let taking = async move {
@@ -39,7 +39,7 @@ impl Browser {
         &self,
         before: &Root,
         after: &Root,
-        to: mpsc::Sender<Found>,
+        to: mpsc::Sender<PathDifference>,
     ) -> Result<(), ControlError> {
         if before.dataset() != after.dataset() {
             let (before, after) = (self.name_of(before).await?, self.name_of(after).await?);

@@ -1,4 +1,4 @@
-//! What is known of datasets and snapshots without opening them.
+//! Facts about datasets and snapshots that need none of them opened.
 
 use super::lookup::is_live;
 use super::names::Names;
@@ -114,7 +114,7 @@ impl Browser {
         }
     }
 
-    /// What is known of one dataset.
+    /// Facts about one dataset.
     pub async fn dataset_facts(&self, dataset: &Dataset) -> Result<DatasetFacts, ControlError> {
         let names = Names::of_origin(self.pool(), dataset).await?;
         let mut counts = Counts::default();
@@ -159,7 +159,7 @@ impl Browser {
         Ok(facts)
     }
 
-    /// What is known of a snapshot of the dataset of that name.
+    /// Facts about a snapshot of the dataset of that name.
     pub fn snapshot_facts(&self, dataset: &str, snapshot: &Snapshot) -> SnapshotFacts {
         SnapshotFacts {
             dataset: dataset.to_owned(),
@@ -178,7 +178,7 @@ impl Browser {
         }
     }
 
-    /// What is known of a clone named `DATASET@NAME`.
+    /// Facts about a clone named `DATASET@NAME`.
     pub fn writable_facts(&self, dataset: &str, name: &str, clone: &Dataset) -> SnapshotFacts {
         SnapshotFacts {
             dataset: dataset.to_owned(),

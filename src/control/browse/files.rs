@@ -12,7 +12,7 @@ use crate::types::{Class, EntryName, InodeNo};
 pub const LIST_MAX: usize = 10_000;
 
 /// An entry of a folder without its attributes.
-pub(super) struct Named {
+pub(super) struct NamedEntry {
     pub position: (NameHash, u16),
     pub name: EntryName,
     pub ino: InodeNo,
@@ -75,9 +75,9 @@ impl OpenRoot {
         folder: InodeNo,
         from: (NameHash, u16),
         limit: usize,
-    ) -> Result<Vec<Named>, FsError> {
+    ) -> Result<Vec<NamedEntry>, FsError> {
         let entries = self.files().entries(folder, from, limit).await?;
-        let named = entries.into_iter().map(|(hash, entry)| Named {
+        let named = entries.into_iter().map(|(hash, entry)| NamedEntry {
             position: (hash, entry.n),
             name: entry.name,
             ino: entry.ino,
@@ -90,11 +90,11 @@ impl OpenRoot {
     pub(super) async fn entries(
         &self,
         folder: &[u8],
-        named: Vec<Named>,
+        named: Vec<NamedEntry>,
     ) -> Result<Vec<Entry>, FsError> {
         let mut rows = self.files().inodes(named.iter().map(|named| named.ino).collect()).await?;
         let mut entries = Vec::with_capacity(named.len());
-        for Named { name, ino, .. } in named {
+        for NamedEntry { name, ino, .. } in named {
             // Two names of one folder may lead to one inode.
             let row = match rows.get(&ino) {
                 Some(row) if row.nlink > 1 => Some(row.clone()),

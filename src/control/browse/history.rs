@@ -29,7 +29,7 @@ pub struct PathVersion {
     pub found: Option<PathState>,
 }
 
-/// What a path led to.
+/// The object that a path led to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PathState {
     pub kind: FileKind,
@@ -50,7 +50,7 @@ impl From<SnapshotInode> for PathState {
     }
 }
 
-/// What paths led to in snapshots that a history has read. A snapshot never changes, and its id is
+/// Objects that paths led to in snapshots that a history has read. A snapshot never changes, and its id is
 /// never another's, so a state stays right for as long as it is remembered. Cheap to clone.
 #[derive(Clone)]
 pub(super) struct PathStates {
@@ -112,7 +112,7 @@ impl Browser {
         Ok(versions)
     }
 
-    /// What a path leads to in one snapshot, which may be collected meanwhile.
+    /// Look a path up in one snapshot, which may be collected meanwhile.
     async fn state(
         &self,
         snapshot: &Snapshot,

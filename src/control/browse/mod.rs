@@ -1,4 +1,4 @@
-//! What people do with a pool by name: find datasets and snapshots, look into them, compare them.
+//! A pool as people use it, by name: find datasets and snapshots, look into them, compare them.
 //! The command line, gRPC and REST stand on these use cases, so that all of them answer alike.
 //!
 //! Nouns: a **root** is a state whose files can be read, a snapshot or the head of a dataset; an

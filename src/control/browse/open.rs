@@ -61,21 +61,21 @@ pub(super) struct OpenRoots {
 struct Inner {
     pool: Pool,
     volumes: Volumes,
-    slots: Mutex<HashMap<Key, Arc<Slot>>>,
+    entries: Mutex<HashMap<Key, Arc<CacheEntry>>>,
     permits: Arc<Semaphore>,
     /// Openings and closings in progress.
     closing: TaskTracker,
-    /// Set while the task that looks for idle roots runs. Changed under the lock of `slots`.
+    /// Set while the task that looks for idle roots runs. Changed under the lock of `entries`.
     looking: AtomicBool,
 }
 
 /// A place in the cache. Counted more than once while somebody uses it.
-struct Slot {
+struct CacheEntry {
     opened: OnceCell<Arc<Opened>>,
     used: Mutex<Instant>,
 }
 
-impl Slot {
+impl CacheEntry {
     fn new() -> Arc<Self> {
         Arc::new(Self { opened: OnceCell::new(), used: Mutex::new(Instant::now()) })
     }
@@ -114,7 +114,7 @@ impl Drop for Opened {
 #[derive(Clone)]
 pub struct OpenRoot {
     opened: Arc<Opened>,
-    slot: Arc<Slot>,
+    entry: Arc<CacheEntry>,
 }
 
 impl OpenRoot {
@@ -130,7 +130,7 @@ impl OpenRoot {
 
 impl Drop for OpenRoot {
     fn drop(&mut self) {
-        *self.slot.used.lock() = Instant::now();
+        *self.entry.used.lock() = Instant::now();
     }
 }
 
@@ -154,7 +154,7 @@ impl super::Browser {
 
     /// The head of this dataset has changed: the next reader opens it anew.
     pub fn forget_head(&self, dataset: DatasetId) {
-        let forgotten = self.open.inner.slots.lock().remove(&Key::Head(dataset));
+        let forgotten = self.open.inner.entries.lock().remove(&Key::Head(dataset));
         // Dropped outside of the lock.
         drop(forgotten);
     }
@@ -184,7 +184,7 @@ impl super::Browser {
             Some(open) => Ok(open),
             None => {
                 let opened = Arc::new(self.open.begin(root).await?);
-                Ok(OpenRoot { opened, slot: Slot::new() })
+                Ok(OpenRoot { opened, entry: CacheEntry::new() })
             }
         }
     }
@@ -196,7 +196,7 @@ impl OpenRoots {
             inner: Arc::new(Inner {
                 pool: pool.clone(),
                 volumes: volumes.clone(),
-                slots: Mutex::default(),
+                entries: Mutex::default(),
                 permits: Arc::new(Semaphore::new(OPEN_MAX)),
                 closing: TaskTracker::new(),
                 looking: AtomicBool::new(false),
@@ -205,49 +205,49 @@ impl OpenRoots {
     }
 
     fn cached(&self, root: &Root) -> Option<OpenRoot> {
-        let slot = self.inner.slots.lock().get(&Key::of(root))?.clone();
-        let opened = slot.opened.get().filter(|_| !slot.is_stale())?.clone();
-        Some(OpenRoot { opened, slot })
+        let entry = self.inner.entries.lock().get(&Key::of(root))?.clone();
+        let opened = entry.opened.get().filter(|_| !entry.is_stale())?.clone();
+        Some(OpenRoot { opened, entry })
     }
 
     async fn get(&self, root: &Root) -> Result<OpenRoot, ControlError> {
         let key = Key::of(root);
-        let slot = self.slot(key);
+        let entry = self.entry(key);
         let opening =
-            slot.opened.get_or_try_init(|| async { self.begin(root).await.map(Arc::new) });
+            entry.opened.get_or_try_init(|| async { self.begin(root).await.map(Arc::new) });
         match opening.await.cloned() {
-            Ok(opened) => Ok(OpenRoot { opened, slot }),
+            Ok(opened) => Ok(OpenRoot { opened, entry }),
             Err(error) => {
-                let mut slots = self.inner.slots.lock();
-                if slots.get(&key).is_some_and(|now| Arc::ptr_eq(now, &slot)) {
-                    slots.remove(&key);
+                let mut entries = self.inner.entries.lock();
+                if entries.get(&key).is_some_and(|now| Arc::ptr_eq(now, &entry)) {
+                    entries.remove(&key);
                 }
                 Err(error)
             }
         }
     }
 
-    /// The slot of a root, which is new if the root is not open or its state is too old.
-    fn slot(&self, key: Key) -> Arc<Slot> {
+    /// The entry of a root, which is new if the root is not open or its state is too old.
+    fn entry(&self, key: Key) -> Arc<CacheEntry> {
         let mut closed = Vec::new();
-        let slot = {
-            let mut slots = self.inner.slots.lock();
-            match slots.get(&key) {
-                Some(slot) if !slot.is_stale() => slot.clone(),
+        let entry = {
+            let mut entries = self.inner.entries.lock();
+            match entries.get(&key) {
+                Some(entry) if !entry.is_stale() => entry.clone(),
                 _ => {
-                    let slot = Slot::new();
-                    closed.extend(slots.insert(key, slot.clone()));
-                    closed.extend(evict(&mut slots));
+                    let entry = CacheEntry::new();
+                    closed.extend(entries.insert(key, entry.clone()));
+                    closed.extend(evict(&mut entries));
                     if !self.inner.looking.swap(true, Ordering::AcqRel) {
                         tokio::spawn(close_idle(Arc::downgrade(&self.inner)));
                     }
-                    slot
+                    entry
                 }
             }
         };
         // Dropped outside of the lock.
         drop(closed);
-        slot
+        entry
     }
 
     async fn permit(&self) -> Result<OwnedSemaphorePermit, ControlError> {
@@ -288,8 +288,8 @@ impl OpenRoots {
     }
 
     pub async fn close(&self) {
-        let closed: Vec<Arc<Slot>> =
-            self.inner.slots.lock().drain().map(|(_, slot)| slot).collect();
+        let closed: Vec<Arc<CacheEntry>> =
+            self.inner.entries.lock().drain().map(|(_, entry)| entry).collect();
         drop(closed);
         self.inner.closing.close();
         self.inner.closing.wait().await;
@@ -315,19 +315,19 @@ async fn reader(pool: &Pool, volumes: &Volumes, root: &Root) -> Result<RootReade
     })
 }
 
-fn is_unused(slot: &Arc<Slot>) -> bool {
-    Arc::strong_count(slot) == 1
+fn is_unused(entry: &Arc<CacheEntry>) -> bool {
+    Arc::strong_count(entry) == 1
 }
 
 /// Takes the roots out that were used least recently, until no more than the limit are left or all
 /// are in use.
-fn evict(slots: &mut HashMap<Key, Arc<Slot>>) -> Vec<Arc<Slot>> {
+fn evict(entries: &mut HashMap<Key, Arc<CacheEntry>>) -> Vec<Arc<CacheEntry>> {
     let mut evicted = Vec::new();
-    while slots.len() > CACHED_MAX {
-        let unused = slots.iter().filter(|(_, slot)| is_unused(slot));
-        let oldest = unused.min_by_key(|(_, slot)| *slot.used.lock()).map(|(key, _)| *key);
+    while entries.len() > CACHED_MAX {
+        let unused = entries.iter().filter(|(_, entry)| is_unused(entry));
+        let oldest = unused.min_by_key(|(_, entry)| *entry.used.lock()).map(|(key, _)| *key);
         let Some(key) = oldest else { break };
-        evicted.extend(slots.remove(&key));
+        evicted.extend(entries.remove(&key));
     }
     evicted
 }
@@ -338,11 +338,12 @@ async fn close_idle(inner: Weak<Inner>) {
         tokio::time::sleep(POLL_INTERVAL).await;
         let Some(inner) = inner.upgrade() else { return };
         let mut closed = Vec::new();
-        let mut slots = inner.slots.lock();
-        closed.extend(evict(&mut slots));
-        let is_idle = |slot: &mut Arc<Slot>| is_unused(slot) && slot.used.lock().elapsed() >= IDLE;
-        closed.extend(slots.extract_if(|_, slot| is_idle(slot)).map(|(_, slot)| slot));
-        if slots.is_empty() {
+        let mut entries = inner.entries.lock();
+        closed.extend(evict(&mut entries));
+        let is_idle =
+            |entry: &mut Arc<CacheEntry>| is_unused(entry) && entry.used.lock().elapsed() >= IDLE;
+        closed.extend(entries.extract_if(|_, entry| is_idle(entry)).map(|(_, entry)| entry));
+        if entries.is_empty() {
             inner.looking.store(false, Ordering::Release);
             return;
         }

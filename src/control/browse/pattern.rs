@@ -10,10 +10,10 @@ const PATTERN_BYTES_MAX: usize = 255;
 /// A pattern of names: with `*`, `?` or `[` a glob of the whole name, otherwise a part of it that
 /// ASCII letters match in either case.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Pattern(Kind);
+pub struct Pattern(PatternKind);
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Kind {
+enum PatternKind {
     /// In lower case.
     Part(Vec<u8>),
     Glob(Vec<Token>),
@@ -45,20 +45,20 @@ impl Pattern {
             return wrong("it is compared with names, which hold no `/`: name the last part only");
         }
         if !text.iter().any(|byte| b"*?[".contains(byte)) {
-            return Ok(Self(Kind::Part(text.to_ascii_lowercase())));
+            return Ok(Self(PatternKind::Part(text.to_ascii_lowercase())));
         }
         match tokens(text) {
-            Some(tokens) => Ok(Self(Kind::Glob(tokens))),
+            Some(tokens) => Ok(Self(PatternKind::Glob(tokens))),
             None => wrong("a `[` has no `]`, or a `\\` nothing after it: write \\[ for the letter"),
         }
     }
 
     pub fn matches(&self, name: &[u8]) -> bool {
         match &self.0 {
-            Kind::Part(part) => {
+            PatternKind::Part(part) => {
                 name.windows(part.len()).any(|window| window.eq_ignore_ascii_case(part))
             }
-            Kind::Glob(tokens) => glob(tokens, name),
+            PatternKind::Glob(tokens) => glob(tokens, name),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! What a restore in place would do, without doing it.
+//! A dry run of a restore in place.
 
 use super::path::{self, find};
 use super::{Browser, OpenRoot, PathError, Root};

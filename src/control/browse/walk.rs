@@ -3,7 +3,7 @@
 //! Bounded memory for a folder of any size: a page of entries for each of the innermost
 //! [`PAGES_HELD`] folders; one further up reads its page again from where it was.
 
-use super::files::Named;
+use super::files::NamedEntry;
 use super::path::below;
 use super::{Entry, OpenRoot, refused};
 use crate::control::ControlError;
@@ -74,7 +74,7 @@ impl TreeWalk {
 /// The names of a tree without attributes, which cost no read of an inode.
 pub(super) struct NameWalk<'a> {
     root: &'a OpenRoot,
-    levels: Vec<Level<Named>>,
+    levels: Vec<Level<NamedEntry>>,
 }
 
 impl<'a> NameWalk<'a> {
@@ -85,7 +85,7 @@ impl<'a> NameWalk<'a> {
     }
 
     /// The path of the next object, and its entry; `None` at the end.
-    pub async fn next(&mut self) -> Result<Option<(Vec<u8>, Named)>, ControlError> {
+    pub async fn next(&mut self) -> Result<Option<(Vec<u8>, NamedEntry)>, ControlError> {
         while let Some(level) = self.levels.last_mut() {
             if level.page.is_empty() && level.more {
                 let named = self.root.named(level.ino, level.from, PAGE_ENTRIES).await?;

@@ -26,7 +26,7 @@ mod nodes;
 
 use crate::catalog::{Dataset, Owner, RevocationReason};
 use crate::control::{ControlError, Controller, Pool};
-use crate::types::{SessionId, VolumeHandle};
+use crate::types::{Backoff, SessionId, VolumeHandle};
 use events::{Events, Warning};
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::Node;
@@ -49,7 +49,7 @@ const WATCH_SECS: u32 = 90;
 const PAGE: u32 = 200;
 /// Status for a watch version that the server no longer has: part of the protocol.
 const GONE: u16 = 410;
-/// Pause between attempts to reach the API server.
+/// Pause between attempts to reachability the API server.
 const PAUSE_MIN: Duration = Duration::from_millis(500);
 const PAUSE_MAX: Duration = Duration::from_secs(30);
 /// Interval of checks of the volumes that lost nodes own: while there was something to do or it
@@ -60,7 +60,7 @@ const LOOK_LATER: Duration = Duration::from_secs(60);
 /// … and while no node is lost.
 const NEVER: Duration = Duration::from_secs(24 * 3600);
 
-/// Returns the configuration to reach the API server from a pod; `None`: this process is not in a
+/// Returns the configuration to reachability the API server from a pod; `None`: this process is not in a
 /// pod, or in one without a ServiceAccount.
 ///
 /// # Errors
@@ -90,7 +90,7 @@ pub async fn watch(
         controller,
         nodes: Nodes::default(),
         look_at: None,
-        reach: Reach::default(),
+        reachability: Reachability::default(),
         events: Events::new(client.clone()),
         client,
     };
@@ -106,18 +106,18 @@ struct Watcher {
     nodes: Nodes,
     /// The time of the next check of the volumes that lost nodes own.
     look_at: Option<Instant>,
-    reach: Reach,
+    reachability: Reachability,
     events: Events,
     client: Client,
 }
 
 /// Tracks whether the API server answers.
 #[derive(Default)]
-struct Reach {
+struct Reachability {
     failed_since: Option<Instant>,
 }
 
-impl Reach {
+impl Reachability {
     fn failed(&mut self, now: Instant) {
         self.failed_since.get_or_insert(now);
     }
@@ -134,7 +134,7 @@ impl Watcher {
             watcher(nodes.clone(), watcher::Config::default().page_size(PAGE).timeout(WATCH_SECS))
                 .boxed()
         };
-        let (mut events, mut pause) = (begin(), PAUSE_MIN);
+        let (mut events, mut backoff) = (begin(), Backoff::new(PAUSE_MIN, PAUSE_MAX));
         let damage_reported = self.controller.damage_reported();
         loop {
             self.look_if_due().await;
@@ -150,8 +150,8 @@ impl Watcher {
                 Ok(Some(Ok(event))) => {
                     // A list that begins has not been answered.
                     if !matches!(event, watcher::Event::Init) {
-                        pause = PAUSE_MIN;
-                        if let Some(away) = self.reach.answered(Instant::now()) {
+                        backoff.reset();
+                        if let Some(away) = self.reachability.answered(Instant::now()) {
                             tracing::info!(after_secs = away.as_secs(), "watching nodes again");
                         }
                     }
@@ -162,15 +162,14 @@ impl Watcher {
                     let code = code(&error);
                     say(&error, code);
                     if code != Some(GONE) {
-                        self.reach.failed(Instant::now());
+                        self.reachability.failed(Instant::now());
                     }
                     if code == Some(GONE) {
                         // The stream lists again by itself only if an event says so, not if
                         // the watch is refused for it.
                         events = begin();
                     }
-                    self.rest(pause.mul_f64(rand::random_range(0.5..1.0))).await;
-                    pause = (pause * 2).min(PAUSE_MAX);
+                    self.rest(backoff.pause()).await;
                 }
                 // The stream never ends by itself.
                 Ok(None) => return,
@@ -423,12 +422,15 @@ mod tests {
 
     #[test]
     fn that_nodes_are_watched_again_is_told_once() {
-        let (mut reach, now) = (Reach::default(), Instant::now());
-        assert_eq!(reach.answered(now), None);
-        reach.failed(now);
-        reach.failed(now + Duration::from_secs(5));
-        assert_eq!(reach.answered(now + Duration::from_secs(7)), Some(Duration::from_secs(7)));
-        assert_eq!(reach.answered(now + Duration::from_secs(8)), None);
+        let (mut reachability, now) = (Reachability::default(), Instant::now());
+        assert_eq!(reachability.answered(now), None);
+        reachability.failed(now);
+        reachability.failed(now + Duration::from_secs(5));
+        assert_eq!(
+            reachability.answered(now + Duration::from_secs(7)),
+            Some(Duration::from_secs(7))
+        );
+        assert_eq!(reachability.answered(now + Duration::from_secs(8)), None);
     }
 
     /// Asserts that exactly one provider of cryptography is linked, which otherwise only a run in a

@@ -18,7 +18,7 @@ pub struct PropertyChanges {
     pub size: Option<u64>,
     /// Inode quota; `Some(None)`: unlimited.
     pub inodes: Option<Option<u64>>,
-    /// Of new files.
+    /// Record size of new files.
     pub record_bytes: Option<u32>,
     /// `Some(None)`: by access modes.
     pub sync: Option<Option<SyncMode>>,

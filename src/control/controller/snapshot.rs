@@ -27,7 +27,7 @@ pub(super) enum Purpose {
     Clone,
     /// The dataset's policy makes it for a slot, at this time of the policy's clock.
     Policy { slot: Timestamp, now: Timestamp },
-    /// It is part of a group snapshot that was begun at this time.
+    /// The snapshot is part of a group snapshot that was begun at this time.
     Group { group: GroupId, begun: Timestamp },
 }
 

@@ -21,7 +21,7 @@ use super::endpoint::Endpoints;
 use super::shared::{Position, SharedVolume};
 use crate::catalog::Owner;
 use crate::mount::Mounter;
-use crate::types::{Class, Classify, DatasetId, VolumeHandle};
+use crate::types::{Backoff, Class, Classify, DatasetId, VolumeHandle};
 use crate::volume::{Attached, ExpiredLease, Verdict, VolumeError, Watch};
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -223,19 +223,22 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
         id: DatasetId,
         mut search: Search,
     ) -> Result<Position, ControlError> {
-        let mut pause = RECORD_POLL;
+        let mut failing: Option<Backoff> = None;
         loop {
-            match Box::pin(self.try_position(pool, id, &mut search)).await {
+            let pause = match Box::pin(self.try_position(pool, id, &mut search)).await {
                 Ok(Some(position)) => return Ok(position),
-                Ok(None) => pause = RECORD_POLL,
+                Ok(None) => {
+                    failing = None;
+                    RECORD_POLL
+                }
                 Err(error) if is_retried(error.class()) => {
-                    if pause == RECORD_POLL {
+                    if failing.is_none() {
                         tracing::warn!(dataset = %id, %error, "looking for the owner; retrying");
                     }
-                    pause = (pause * 2).min(RETRY_MAX);
+                    failing.get_or_insert(Backoff::new(RECORD_POLL, RETRY_MAX)).pause()
                 }
                 Err(error) => return Err(error),
-            }
+            };
             tokio::time::sleep(pause).await;
         }
     }

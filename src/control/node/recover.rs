@@ -9,7 +9,7 @@ use super::release::is_ours;
 use super::shared::{Backing, SharedVolume};
 use crate::catalog::{Dataset, Form, Owner, State};
 use crate::mount::Mounter;
-use crate::types::Classify;
+use crate::types::{Backoff, Classify};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -99,7 +99,7 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
     /// Retries for as long as the store does not answer: the mount is waiting, too.
     async fn recover_one(self: &Arc<Self>, record: &StagedRecord, turns: &Semaphore) {
         let volume = record.volume;
-        let mut wait = RETRY_MIN;
+        let mut backoff = Backoff::new(RETRY_MIN, RETRY_MAX);
         let mut pools = self.pools.watch();
         loop {
             pools.mark_unchanged();
@@ -119,6 +119,7 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
                     }
                 }
                 Err(error) if error.class().may_pass() => {
+                    let wait = backoff.pause();
                     tracing::warn!(
                         %volume,
                         %error,
@@ -126,7 +127,6 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
                         "a staged volume cannot be reopened yet; retrying"
                     );
                     tokio::time::sleep(wait).await;
-                    wait = (wait * 2).min(RETRY_MAX);
                 }
                 Err(error) => return self.give_up(record, &error).await,
             }

@@ -52,7 +52,7 @@ pub trait DialOwner: Send + Sync + 'static {
 
 /// This process on the channel, as an asker. Cheap to clone.
 #[derive(Clone)]
-pub struct OwnerChannel(Arc<State>);
+pub struct OwnerChannel(Arc<Peers>);
 
 impl fmt::Debug for OwnerChannel {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -60,24 +60,24 @@ impl fmt::Debug for OwnerChannel {
     }
 }
 
-struct State {
+struct Peers {
     channel: Arc<Channel>,
     dial: Box<dyn DialOwner>,
-    known: Mutex<HashMap<(PoolId, SessionId), Known>>,
+    routes: Mutex<HashMap<(PoolId, SessionId), PeerRoute>>,
 }
 
-/// What is known of a session.
+/// How to reach a session.
 #[derive(Clone)]
-enum Known {
+enum PeerRoute {
     At(OwnerRoute, Instant),
-    /// It has no channel, or cannot be reached, until then.
+    /// The session has no channel, or cannot be reached, until then.
     Silent(Instant),
 }
 
 impl OwnerChannel {
     /// `channel`: how others know this process.
     pub fn new(channel: Arc<Channel>, dial: impl DialOwner) -> Self {
-        Self(Arc::new(State { channel, dial: Box::new(dial), known: Mutex::default() }))
+        Self(Arc::new(Peers { channel, dial: Box::new(dial), routes: Mutex::default() }))
     }
 
     /// Connects to an owner. `None`: the mailbox is left.
@@ -106,7 +106,7 @@ impl OwnerChannel {
                      third of a lease"
                 );
                 let until = Instant::now() + UNREACHABLE_FOR;
-                self.0.remember((route.pool, route.session), Known::Silent(until));
+                self.0.remember((route.pool, route.session), PeerRoute::Silent(until));
                 None
             }
         }
@@ -118,15 +118,15 @@ fn was_closed(error: &io::Error) -> bool {
     matches!(error.kind(), BrokenPipe | ConnectionReset | UnexpectedEof)
 }
 
-impl State {
+impl Peers {
     async fn route(&self, to: Addressee<'_>) -> Option<OwnerRoute> {
         let key = (to.pool.id(), to.owner.session);
-        let known = self.known.lock().get(&key).cloned();
+        let known = self.routes.lock().get(&key).cloned();
         match known {
-            Some(Known::At(route, at)) if at.elapsed() < KNOWN_FOR => {
+            Some(PeerRoute::At(route, at)) if at.elapsed() < KNOWN_FOR => {
                 return Some(OwnerRoute { dataset: to.dataset, ..route });
             }
-            Some(Known::Silent(until)) if Instant::now() < until => return None,
+            Some(PeerRoute::Silent(until)) if Instant::now() < until => return None,
             _ => {}
         }
         let found = channel::route(to.pool, to.dataset, to.owner.session, RouteFor::Requests).await;
@@ -138,15 +138,15 @@ impl State {
         self.remember(
             key,
             match &found {
-                Some(route) => Known::At(route.clone(), now),
-                None => Known::Silent(now + KNOWN_FOR),
+                Some(route) => PeerRoute::At(route.clone(), now),
+                None => PeerRoute::Silent(now + KNOWN_FOR),
             },
         );
         found
     }
 
-    fn remember(&self, key: (PoolId, SessionId), known: Known) {
-        let mut all = self.known.lock();
+    fn remember(&self, key: (PoolId, SessionId), known: PeerRoute) {
+        let mut all = self.routes.lock();
         if all.len() >= KNOWN_MAX {
             all.clear();
         }

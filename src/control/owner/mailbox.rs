@@ -18,7 +18,7 @@ use crate::bucket::{Bucket, Listed, PutNew};
 use crate::catalog::{Owner, is_damage_report, mailbox_reply, mailbox_requests};
 use crate::control::{ControlError, Pool};
 use crate::fs::Restored;
-use crate::types::{Class, Classify, DatasetId, Incarnation};
+use crate::types::{Backoff, Class, Classify, DatasetId, Incarnation};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::time::{Duration, SystemTime};
@@ -195,14 +195,13 @@ pub(super) fn silent(to: Addressee<'_>, message: &Message, limit: Duration) -> U
 }
 
 async fn poll(bucket: &Bucket, key: &str) -> Result<RequestStatus, ControlError> {
-    let mut pause = POLL_MIN;
+    let mut backoff = Backoff::new(POLL_MIN, POLL_MAX);
     loop {
-        tokio::time::sleep(pause).await;
+        tokio::time::sleep(backoff.pause()).await;
         if let Some(bytes) = bucket.get(key, BYTES_MAX).await? {
             return decode_outcome(&bytes)
                 .map_err(|why| ControlError::Unavailable(format!("reading {key}: {why}")));
         }
-        pause = (pause * 2).min(POLL_MAX);
     }
 }
 

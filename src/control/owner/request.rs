@@ -50,9 +50,9 @@ pub(in crate::control) enum OwnerRequest {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(in crate::control) enum FreezeToken {
-    /// Of an open volume.
+    /// The checkpoint of an open volume.
     Open(Incarnation),
-    /// Of a released dataset, which nobody changes as long as nobody opens it: the writer epoch
+    /// The checkpoint of a released dataset, which nobody changes as long as nobody opens it: the writer epoch
     /// that its database has while that is so.
     Released(Epoch),
 }
@@ -119,7 +119,7 @@ pub(in crate::control) enum OwnerReply {
     Done,
     Checkpoint(Checkpointed),
     Frozen(FreezeToken),
-    /// Of a checkpoint during a freeze: the token under which the freeze goes on.
+    /// During a freeze: the token under which the freeze goes on.
     CheckpointFrozen(Checkpointed, FreezeToken),
     Detached(Detached),
     Restored(Restored),

@@ -105,7 +105,7 @@ fn names(TreePath(path): &TreePath) -> Result<Vec<EntryName>, ControlError> {
     parts.map(name).collect()
 }
 
-/// What becomes of the files that a restore replaces.
+/// Treatment of the files that a restore replaces.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Replaced {

@@ -183,7 +183,7 @@ impl RequestServer {
             return Some(refused);
         }
         let _turn = match request.ends_freeze() {
-            // What waits for the end of a freeze may have the turn.
+            // A request that waits for the end of a freeze may have the turn.
             true => None,
             false => {
                 let locked = tokio::time::timeout(TURN_LIMIT, self.datasets.lock(dataset)).await;

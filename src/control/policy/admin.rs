@@ -1,8 +1,8 @@
-//! What people do with policies: set, show, list, delete, run now.
+//! Policies as people use them: set, show, list, delete, run now.
 
 use super::agenda::Due;
 use super::claim::{Held, Seen};
-use super::retention::{self, Candidate, GRACE, Verdict};
+use super::retention::{self, GRACE, RetentionCandidate, Verdict};
 use super::rules::{Rules, Tier, show_keep};
 use super::runner::{Policy, READS_AT_ONCE, do_slot, sorted};
 use crate::catalog::{Dataset, Form, PolicyRecord, Snapshot, SnapshotPolicy, State};
@@ -183,7 +183,7 @@ impl Controller {
         Ok(sorted(live.collect()))
     }
 
-    /// What the policy decides now about each snapshot of the dataset, the oldest first.
+    /// The policy's present verdict on each snapshot of the dataset, the oldest first.
     pub async fn policy_verdicts(
         &self,
         pool: &Pool,
@@ -192,7 +192,8 @@ impl Controller {
     ) -> Result<Vec<(Snapshot, Verdict)>, ControlError> {
         let (rules, changed) = self.rules(pool, dataset).await?;
         let snapshots = self.live_snapshots(pool, dataset).await?;
-        let candidates: Vec<Candidate> = snapshots.iter().map(Candidate::of).collect();
+        let candidates: Vec<RetentionCandidate> =
+            snapshots.iter().map(RetentionCandidate::of).collect();
         let verdicts = retention::verdicts(&rules, changed, now, &candidates);
         Ok(snapshots.into_iter().zip(verdicts).collect())
     }

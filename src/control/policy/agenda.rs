@@ -1,6 +1,6 @@
-//! What is due, from the policies of a pool, the slots that are done, and the clock: pure.
+//! Work that is due, from the policies of a pool, the slots that are done, and the clock: pure.
 //!
-//! Of the slots that passed only the newest is due. The first one after a policy was set is its
+//! Only the newest of the slots that passed is due. The first one after a policy was set is its
 //! first. A time in memory or in the bucket that is ahead of the clock was written while the clock
 //! was wrong: it is not believed, and the slot is done again, which finds the snapshot made or
 //! makes one.
@@ -21,12 +21,12 @@ const OVERDUE: Duration = Duration::from_secs(1800);
 /// The policies of a pool, and what this process knows of their slots.
 #[derive(Default)]
 pub(super) struct Agenda {
-    entries: BTreeMap<Incarnation, Entry>,
+    entries: BTreeMap<Incarnation, AgendaEntry>,
     /// The datasets whose policies this program cannot decode.
     undecoded: BTreeSet<Incarnation>,
 }
 
-struct Entry {
+struct AgendaEntry {
     version: u64,
     dataset: DatasetId,
     changed: Timestamp,
@@ -68,7 +68,7 @@ fn believed(at: Timestamp, now: Timestamp) -> bool {
     at <= now.saturating_add(CLOCK_SKEW)
 }
 
-impl Entry {
+impl AgendaEntry {
     fn rules(&self) -> Option<&Rules> {
         self.rules.as_ref()?.as_ref().ok()
     }
@@ -105,7 +105,7 @@ impl Agenda {
     /// Takes a policy, or a newer version of it.
     pub fn put(&mut self, version: u64, record: &PolicyRecord) {
         let done = self.entries.get(&record.dataset.incarnation).and_then(|entry| entry.done);
-        let entry = Entry {
+        let entry = AgendaEntry {
             version,
             dataset: record.dataset,
             changed: record.changed,
@@ -191,7 +191,7 @@ impl Agenda {
     /// The datasets of which a slot is not done, or may not be: another program may be able to read
     /// the policy that this one cannot.
     pub fn open(&self, now: Timestamp) -> Vec<Incarnation> {
-        let may_be_open = |entry: &Entry| match &entry.rules {
+        let may_be_open = |entry: &AgendaEntry| match &entry.rules {
             Some(Err(_)) => true,
             _ => entry.open_slot(now).is_some(),
         };
@@ -221,7 +221,7 @@ impl Agenda {
     }
 }
 
-impl Entry {
+impl AgendaEntry {
     /// A schedule with many slots an hour never has an old one: then what counts is the last that
     /// was done.
     fn failed_long(&self, now: Timestamp) -> bool {
@@ -308,7 +308,7 @@ mod tests {
         assert_eq!(agenda.due(at(2 * HOUR)), due(2 * HOUR));
         agenda.done(due(2 * HOUR)[0]);
         assert_eq!(agenda.due(at(2 * HOUR + 1)), []);
-        // What is set while the clock is ahead begins when it is right again.
+        // A policy that is set while the clock is ahead begins when it is right again.
         agenda.put(2, &record(1, 9000 * HOUR));
         agenda.learn(&run(8000 * HOUR, &[]), at(3 * HOUR));
         assert_eq!(agenda.due(at(3 * HOUR)), due(3 * HOUR));

@@ -45,7 +45,7 @@ pub use admin::{Ran, ShownPolicy};
 pub use agenda::PolicyCounts;
 pub use retention::{Reason, Verdict};
 pub use rules::{DEFAULT_PREFIX, parse_keep, show_keep};
-pub use runner::{PolicyRunner, PolicyStatus, REFRESH, Turn};
+pub use runner::{PolicyRunner, PolicyStatus, REFRESH, RunOutcome};
 pub use simulate::{SIMULATED_DAYS_MAX, Simulated, SimulatedSnapshot};
 
 use std::time::Duration;

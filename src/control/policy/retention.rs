@@ -29,7 +29,7 @@ const SLOTS_COUNTED: u32 = 3;
 
 /// A snapshot, as far as retention is concerned.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Candidate {
+pub(super) struct RetentionCandidate {
     pub created: Timestamp,
     /// Grows with each snapshot of a dataset, whatever the clocks say.
     pub serial: u32,
@@ -54,7 +54,7 @@ pub enum Verdict {
 pub enum Reason {
     /// A person or Kubernetes asked for it.
     NotByPolicy,
-    /// It is being made; a run of its slot finishes it.
+    /// Being made; a run of its slot finishes it.
     Unfinished,
     /// Somebody holds it, or a clone depends on it.
     Held(String),
@@ -62,7 +62,7 @@ pub enum Reason {
     AheadOfClock,
     /// These rules keep it.
     Rules(Vec<&'static str>),
-    /// It is the newest that is ready.
+    /// The newest that is ready.
     Newest,
     /// The policy was changed less than 24 hours ago.
     PolicyChanged,
@@ -85,7 +85,7 @@ impl std::fmt::Display for Verdict {
     }
 }
 
-impl Candidate {
+impl RetentionCandidate {
     pub fn of(snapshot: &Snapshot) -> Self {
         Self {
             created: snapshot.created,
@@ -120,7 +120,7 @@ pub(super) fn verdicts(
     rules: &Rules,
     changed: Timestamp,
     now: Timestamp,
-    snapshots: &[Candidate],
+    snapshots: &[RetentionCandidate],
 ) -> Vec<Verdict> {
     let mut judged: Vec<usize> = (0..snapshots.len())
         .filter(|i| {
@@ -129,11 +129,11 @@ pub(super) fn verdicts(
         })
         .collect();
     judged.sort_by_key(|i| std::cmp::Reverse(snapshots[*i].created));
-    let sorted: Vec<&Candidate> = judged.iter().map(|i| &snapshots[*i]).collect();
+    let sorted: Vec<&RetentionCandidate> = judged.iter().map(|i| &snapshots[*i]).collect();
     let kept = kept_by_rules(rules, &sorted);
     let last_begun = judged.iter().max_by_key(|i| snapshots[**i].serial);
     let in_grace = now < changed.saturating_add(GRACE);
-    let verdict = |i: usize, snapshot: &Candidate| {
+    let verdict = |i: usize, snapshot: &RetentionCandidate| {
         if !snapshot.by_policy {
             return Verdict::Keep(Reason::NotByPolicy);
         }
@@ -157,7 +157,7 @@ pub(super) fn verdicts(
 }
 
 /// The names of the rules that keep each of these snapshots, which are the newest first.
-fn kept_by_rules(rules: &Rules, sorted: &[&Candidate]) -> Vec<Vec<&'static str>> {
+fn kept_by_rules(rules: &Rules, sorted: &[&RetentionCandidate]) -> Vec<Vec<&'static str>> {
     let times: Vec<Timestamp> = sorted.iter().map(|snapshot| snapshot.created).collect();
     let ages = ages(rules, &times);
     let buckets: Vec<Buckets> = times.iter().map(|at| rules.schedule.buckets(*at)).collect();
@@ -245,8 +245,8 @@ mod tests {
         Timestamp::from_parts(START + secs, 0)
     }
 
-    fn made(secs: i64) -> Candidate {
-        Candidate {
+    fn made(secs: i64) -> RetentionCandidate {
+        RetentionCandidate {
             created: at(secs),
             serial: u32::try_from(secs / 60).unwrap(),
             ready: true,
@@ -256,7 +256,7 @@ mod tests {
     }
 
     /// The times of those that stay, in seconds after the start; the policy is old.
-    fn left(rules: &Rules, now: i64, snapshots: &[Candidate]) -> Vec<i64> {
+    fn left(rules: &Rules, now: i64, snapshots: &[RetentionCandidate]) -> Vec<i64> {
         let verdicts = verdicts(rules, at(-1000 * DAY), at(now), snapshots);
         let kept = snapshots.iter().zip(verdicts).filter(|(_, v)| *v != Verdict::Delete);
         kept.map(|(s, _)| s.created.secs() - START).collect()
@@ -270,7 +270,7 @@ mod tests {
             ..KeepRules::default()
         };
         let rules = rules("30min", keep);
-        let all: Vec<Candidate> = (0..=100).map(|n| made(n * HOUR / 2)).collect();
+        let all: Vec<RetentionCandidate> = (0..=100).map(|n| made(n * HOUR / 2)).collect();
         // The newest is at 50 hours: 50:00 and 49:30 by hour; day 2 by 50:00, day 1 by 47:30.
         assert_eq!(left(&rules, 50 * HOUR, &all), [95 * HOUR / 2, 99 * HOUR / 2, 50 * HOUR]);
     }
@@ -279,7 +279,7 @@ mod tests {
     fn an_outage_and_a_jump_of_the_clock_expire_nothing() {
         let keep = KeepRules { last: Some(Keep::Secs(DAY.unsigned_abs())), ..KeepRules::default() };
         let rules = rules("0 * * * *", keep);
-        let mut all: Vec<Candidate> = (0..24).map(|n| made(n * HOUR)).collect();
+        let mut all: Vec<RetentionCandidate> = (0..24).map(|n| made(n * HOUR)).collect();
         assert_eq!(left(&rules, 24 * HOUR, &all).len(), 24);
         // For a year nothing runs: nothing is deleted, and neither after the first new one, which
         // counts as three hours.
@@ -298,13 +298,13 @@ mod tests {
         let rules = rules("1h", KeepRules { last: Some(Keep::Count(1)), ..KeepRules::default() });
         let all = [
             made(0),
-            Candidate { by_policy: false, ..made(HOUR) },
-            Candidate { ready: false, ..made(2 * HOUR) },
-            Candidate { held: Some("held: audit".to_owned()), ..made(3 * HOUR) },
+            RetentionCandidate { by_policy: false, ..made(HOUR) },
+            RetentionCandidate { ready: false, ..made(2 * HOUR) },
+            RetentionCandidate { held: Some("held: audit".to_owned()), ..made(3 * HOUR) },
             made(4 * HOUR),
             made(5 * HOUR),
             // Unfinished: the newest that is ready is the one before.
-            Candidate { ready: false, ..made(6 * HOUR) },
+            RetentionCandidate { ready: false, ..made(6 * HOUR) },
         ];
         let found = verdicts(&rules, at(-10 * DAY), at(7 * HOUR), &all);
         assert_eq!(

@@ -25,7 +25,7 @@ pub(super) struct Rules {
     pub keep: KeepRules,
 }
 
-/// What a rule is about.
+/// The tier of a rule.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Tier {
     Last,

@@ -12,9 +12,9 @@
 use super::CLOCK_SKEW;
 use super::agenda::{Agenda, Due, PolicyCounts};
 use super::claim::{ClockCheck, Held, Seen};
-use super::retention::{self, Candidate, Verdict};
+use super::retention::{self, RetentionCandidate, Verdict};
 use super::rules::Rules;
-use super::slot_name::{Named, name_to_make};
+use super::slot_name::{NamedSnapshot, name_to_make};
 use crate::catalog::{Dataset, Form, Snapshot, State};
 use crate::control::{ControlError, Controller, Pool};
 use crate::fs::db::{CheckpointId, Reader};
@@ -48,9 +48,9 @@ impl PolicyStatus {
     }
 }
 
-/// The outcome of a turn.
+/// The outcome of a run.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Turn {
+pub enum RunOutcome {
     /// Nothing was due, or others have done it.
     Idle,
     /// A process of this node runs the policies.
@@ -59,7 +59,7 @@ pub enum Turn {
     Done { snapshots: usize, unchanged: usize, deleted: usize, failed: usize },
 }
 
-/// What became of a slot.
+/// The outcome of a slot.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct SlotDone {
     /// The snapshot that was made, if one was.
@@ -97,20 +97,20 @@ impl PolicyRunner {
     /// # Errors
     /// The store failed; slots that are not done are due again. A slot that failed is no error: it
     /// was logged.
-    pub async fn turn(&mut self, now: Timestamp) -> Result<Turn, ControlError> {
-        let done = self.take_turn(now).await;
+    pub async fn run_due(&mut self, now: Timestamp) -> Result<RunOutcome, ControlError> {
+        let done = self.try_run_due(now).await;
         self.status.0.lock().insert(self.pool.id(), self.agenda.counts(now));
         done
     }
 
-    async fn take_turn(&mut self, now: Timestamp) -> Result<Turn, ControlError> {
+    async fn try_run_due(&mut self, now: Timestamp) -> Result<RunOutcome, ControlError> {
         let began = (Timestamp::now(), Instant::now());
         let monotonic = self.controller.own_volumes().lease().clock.now();
         if self.refreshed.is_none_or(|at| monotonic.saturating_sub(at) >= REFRESH) {
             self.refresh().await?;
         }
         if self.agenda.due(now).is_empty() {
-            return Ok(Turn::Idle);
+            return Ok(RunOutcome::Idle);
         }
         if self.refreshed != Some(monotonic) {
             self.refresh().await?;
@@ -121,11 +121,11 @@ impl PolicyRunner {
         }
         let due = self.agenda.due(now);
         if due.is_empty() {
-            return Ok(Turn::Idle);
+            return Ok(RunOutcome::Idle);
         }
         let controller = self.controller.clone();
         if let Some(node) = self.seen.held_elsewhere(at.as_ref(), controller.own_volumes()) {
-            return Ok(Turn::HeldBy(node));
+            return Ok(RunOutcome::HeldBy(node));
         }
         match Held::take(&self.pool, controller.own_volumes(), at).await? {
             Some(mut held) => {
@@ -134,7 +134,7 @@ impl PolicyRunner {
                 }
                 self.run(held, &due, now).await
             }
-            None => Ok(Turn::HeldBy("another process".to_owned())),
+            None => Ok(RunOutcome::HeldBy("another process".to_owned())),
         }
     }
 
@@ -183,7 +183,12 @@ impl PolicyRunner {
         Ok(())
     }
 
-    async fn run(&mut self, held: Held, due: &[Due], now: Timestamp) -> Result<Turn, ControlError> {
+    async fn run(
+        &mut self,
+        held: Held,
+        due: &[Due],
+        now: Timestamp,
+    ) -> Result<RunOutcome, ControlError> {
         let (controller, pool, clock) = (&self.controller, &self.pool, held.clock);
         let mut runs: Vec<BoxFuture<'_, _>> = Vec::new();
         for due in due.iter().copied() {
@@ -217,7 +222,7 @@ impl PolicyRunner {
             }
         }
         held.release(Some((now, self.agenda.open(now)))).await?;
-        Ok(Turn::Done { snapshots, unchanged, deleted, failed })
+        Ok(RunOutcome::Done { snapshots, unchanged, deleted, failed })
     }
 
     async fn report(&self, dataset: DatasetId, error: &ControlError) {
@@ -299,7 +304,7 @@ async fn make(
     snapshots: &mut Vec<Snapshot>,
     done: &mut SlotDone,
 ) -> Result<(), ControlError> {
-    let there: Vec<Named<'_>> = snapshots.iter().map(Named::of).collect();
+    let there: Vec<NamedSnapshot<'_>> = snapshots.iter().map(NamedSnapshot::of).collect();
     let Some(name) = name_to_make(rules, due.slot, now, &there)? else { return Ok(()) };
     let volume = VolumeHandle { pool: pool.id(), dataset: due.dataset };
     let made = controller.create_policy_snapshot(volume, name, due.slot, now).boxed().await?;
@@ -319,7 +324,8 @@ async fn expire(
 ) -> Result<(), ControlError> {
     let live: Vec<&Snapshot> =
         snapshots.iter().filter(|s| matches!(s.state, State::Ready | State::Creating)).collect();
-    let candidates: Vec<Candidate> = live.iter().map(|s| Candidate::of(s)).collect();
+    let candidates: Vec<RetentionCandidate> =
+        live.iter().map(|s| RetentionCandidate::of(s)).collect();
     let verdicts = retention::verdicts(policy.rules, policy.changed, now, &candidates);
     let mut checked: Option<Instant> = None;
     for (snapshot, verdict) in live.iter().zip(verdicts) {

@@ -21,12 +21,12 @@ const TEXT_BYTES_MAX: usize = 200;
 
 #[derive(Clone, Debug)]
 pub(super) struct Schedule {
-    kind: Kind,
+    recurrence: Recurrence,
     zone: Tz,
 }
 
 #[derive(Clone, Debug)]
-enum Kind {
+enum Recurrence {
     Cron(Box<Cron>),
     Every(Duration),
 }
@@ -52,12 +52,12 @@ impl Schedule {
         if text.len() > TEXT_BYTES_MAX {
             return Err(format!("a schedule has at most {TEXT_BYTES_MAX} bytes"));
         }
-        let kind = match text.starts_with('@') || text.contains(char::is_whitespace) {
+        let recurrence = match text.starts_with('@') || text.contains(char::is_whitespace) {
             true => {
                 let parser =
                     CronParser::builder().seconds(Seconds::Disallowed).year(Year::Disallowed);
                 let cron = parser.build().parse(text).map_err(|why| wrong(&why.to_string()))?;
-                Kind::Cron(Box::new(cron))
+                Recurrence::Cron(Box::new(cron))
             }
             false if text.ends_with("mo") || text.ends_with('y') => {
                 return Err(wrong("months and years differ in length: use cron for them"));
@@ -67,10 +67,10 @@ impl Schedule {
                 if !(INTERVAL_MIN..=INTERVAL_MAX).contains(&every) {
                     return Err(wrong("an interval is at least 1min and at most 366d"));
                 }
-                Kind::Every(every)
+                Recurrence::Every(every)
             }
         };
-        let schedule = Self { kind, zone };
+        let schedule = Self { recurrence, zone };
         match schedule.next(Timestamp::from_nanos(0)) {
             Some(_) => Ok(schedule),
             None => Err(wrong("there is no such date")),
@@ -84,13 +84,13 @@ impl Schedule {
 
     /// The last slot up to a time, which may be one.
     pub fn latest(&self, at: Timestamp) -> Option<Timestamp> {
-        match &self.kind {
-            Kind::Cron(cron) => {
+        match &self.recurrence {
+            Recurrence::Cron(cron) => {
                 // Slots are whole seconds.
                 let at = self.local(Timestamp::from_parts(at.secs(), 0))?;
                 cron.find_previous_occurrence(&at, true).ok().map(|slot| time_of(&slot))
             }
-            Kind::Every(every) => {
+            Recurrence::Every(every) => {
                 let every = i64::try_from(every.as_secs()).ok()?;
                 Some(Timestamp::from_parts(at.secs().div_euclid(every) * every, 0))
             }
@@ -99,20 +99,20 @@ impl Schedule {
 
     /// The first slot after a time.
     pub fn next(&self, after: Timestamp) -> Option<Timestamp> {
-        match &self.kind {
-            Kind::Cron(cron) => {
+        match &self.recurrence {
+            Recurrence::Cron(cron) => {
                 let at = self.local(Timestamp::from_parts(after.secs(), 0))?;
                 cron.find_next_occurrence(&at, false).ok().map(|slot| time_of(&slot))
             }
-            Kind::Every(every) => self.latest(after).map(|slot| slot.saturating_add(*every)),
+            Recurrence::Every(every) => self.latest(after).map(|slot| slot.saturating_add(*every)),
         }
     }
 
     /// Returns a time that no `slots` slots in a row are shorter than.
     pub fn at_least(&self, slots: u32) -> Duration {
-        match &self.kind {
-            Kind::Every(every) => *every * slots,
-            Kind::Cron(_) => INTERVAL_MIN * slots,
+        match &self.recurrence {
+            Recurrence::Every(every) => *every * slots,
+            Recurrence::Cron(_) => INTERVAL_MIN * slots,
         }
     }
 

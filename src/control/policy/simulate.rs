@@ -1,7 +1,7 @@
-//! What a policy would do in the time ahead: the very functions that a runner calls, over slots
+//! A policy over the time ahead: the very functions that a runner calls, over slots
 //! that have not come yet.
 
-use super::retention::{self, Candidate, Verdict};
+use super::retention::{self, RetentionCandidate, Verdict};
 use super::rules::Rules;
 use crate::catalog::Dataset;
 use crate::control::{ControlError, Controller, Pool};
@@ -26,7 +26,7 @@ pub struct SimulatedSnapshot {
     pub name: String,
     #[serde(skip)]
     pub created: Timestamp,
-    /// It exists already.
+    /// The snapshot exists already.
     pub exists: bool,
     /// When it would be deleted.
     #[serde(skip)]
@@ -67,7 +67,7 @@ impl Controller {
         let present = self.live_snapshots(pool, dataset).await?;
         let present = present
             .iter()
-            .map(|snapshot| (snapshot.name.to_string(), Candidate::of(snapshot)))
+            .map(|snapshot| (snapshot.name.to_string(), RetentionCandidate::of(snapshot)))
             .collect();
         let until = now.saturating_add(DAY * days);
         // Never closed.
@@ -85,7 +85,7 @@ fn simulate(
     rules: &Rules,
     changed: Timestamp,
     (now, until): (Timestamp, Timestamp),
-    present: Vec<(String, Candidate)>,
+    present: Vec<(String, RetentionCandidate)>,
     given_up: &CancellationToken,
 ) -> Result<Simulated, ControlError> {
     let slots = std::iter::successors(Some(now), |at| rules.schedule.next(*at));
@@ -95,12 +95,12 @@ fn simulate(
         )));
     }
     let mut done = Simulated { slots: 0, most: present.len(), until, snapshots: Vec::new() };
-    let mut live: Vec<(String, Candidate, bool)> =
+    let mut live: Vec<(String, RetentionCandidate, bool)> =
         present.into_iter().map(|(name, candidate)| (name, candidate, true)).collect();
     let mut at = now;
     let mut serial = live.iter().map(|(_, candidate, _)| candidate.serial).max().unwrap_or(0);
     loop {
-        let candidates: Vec<Candidate> = live.iter().map(|(_, c, _)| c.clone()).collect();
+        let candidates: Vec<RetentionCandidate> = live.iter().map(|(_, c, _)| c.clone()).collect();
         let verdicts = retention::verdicts(rules, changed, at, &candidates);
         let next = rules.schedule.next(at).filter(|next| *next <= until);
         let mut stay = Vec::with_capacity(live.len() + 1);
@@ -125,7 +125,8 @@ fn simulate(
         }
         let name = rules.name(slot, 0).map_err(|e| ControlError::Invalid(e.to_string()))?;
         serial += 1;
-        let made = Candidate { created: slot, serial, ready: true, by_policy: true, held: None };
+        let made =
+            RetentionCandidate { created: slot, serial, ready: true, by_policy: true, held: None };
         live.push((name.to_string(), made, false));
         done.slots += 1;
         done.most = done.most.max(live.len());

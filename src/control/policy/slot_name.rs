@@ -11,14 +11,14 @@ const NAMES_MAX: u32 = 9;
 
 /// A snapshot of the dataset that may have the name of a slot.
 #[derive(Clone, Copy)]
-pub(super) struct Named<'a> {
+pub(super) struct NamedSnapshot<'a> {
     pub name: &'a SnapshotName,
     pub created: Timestamp,
     pub serial: u32,
     pub state: &'a State,
 }
 
-impl<'a> Named<'a> {
+impl<'a> NamedSnapshot<'a> {
     pub fn of(snapshot: &'a Snapshot) -> Self {
         let Snapshot { name, created, serial, state, .. } = snapshot;
         Self { name, created: *created, serial: *serial, state }
@@ -42,7 +42,7 @@ pub(super) fn name_to_make(
     rules: &Rules,
     slot: Timestamp,
     now: Timestamp,
-    there: &[Named<'_>],
+    there: &[NamedSnapshot<'_>],
 ) -> Result<Option<SnapshotName>, ControlError> {
     for attempt in 0..NAMES_MAX {
         let name = rules

@@ -2,9 +2,9 @@
 //! and holds: the functions that decide, over a bucket that is a list.
 
 use super::agenda::{Agenda, Due};
-use super::retention::{self, Candidate, Verdict};
+use super::retention::{self, RetentionCandidate, Verdict};
 use super::rules::Rules;
-use super::slot_name::{Named, name_to_make};
+use super::slot_name::{NamedSnapshot, name_to_make};
 use crate::catalog::{Keep, KeepRules, PolicyRecord, PolicyRun, SnapshotPolicy, State};
 use crate::types::{DatasetId, Incarnation, NameKey, SnapshotName, Timestamp};
 use rand::rngs::StdRng;
@@ -80,8 +80,8 @@ impl Bucket {
         }
     }
 
-    fn candidates(&self) -> Vec<Candidate> {
-        let of = |s: &Snapshot| Candidate {
+    fn candidates(&self) -> Vec<RetentionCandidate> {
+        let of = |s: &Snapshot| RetentionCandidate {
             created: s.created,
             serial: s.serial,
             ready: true,
@@ -95,11 +95,11 @@ impl Bucket {
     fn slot(&mut self, rules: &Rules, due: Due, now: Timestamp, truth: i64) {
         let named = |s: &'_ Snapshot| (s.name.clone(), s.created, s.serial);
         let names: Vec<_> = self.snapshots.iter().map(named).collect();
-        let there: Vec<Named<'_>> = names
+        let there: Vec<NamedSnapshot<'_>> = names
             .iter()
             .map(|(name, created, serial)| {
                 let state = &State::Ready;
-                Named { name, created: *created, serial: *serial, state }
+                NamedSnapshot { name, created: *created, serial: *serial, state }
             })
             .collect();
         if let Some(name) = name_to_make(rules, due.slot, now, &there).unwrap() {

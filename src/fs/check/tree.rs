@@ -52,7 +52,7 @@ pub(super) async fn check(
     superblock: &Superblock,
     report: &mut Report,
 ) -> Result<InodePart, FsError> {
-    let mut names = Names::default();
+    let mut names = SiblingNames::default();
     scan(rows, b'D', report, |report, key, row| {
         let Key::DirEntry { dir, hash, .. } = key else { return };
         if part.first {
@@ -169,14 +169,14 @@ fn check_directory(ino: InodeNo, seen: &super::Seen, report: &mut Report) {
     }
 }
 
-/// Names of one directory and hash, which are adjacent.
+/// SiblingNames of one directory and hash, which are adjacent.
 #[derive(Default)]
-struct Names {
+struct SiblingNames {
     at: Option<(InodeNo, NameHash)>,
     names: HashSet<EntryName>,
 }
 
-impl Names {
+impl SiblingNames {
     fn check(
         &mut self,
         dir: InodeNo,

@@ -7,7 +7,7 @@
 
 use super::Contents;
 use super::extents::visible;
-use super::plan::{self, Allowance, Part, Plan, Urgency};
+use super::plan::{self, Allowance, ExtentPart, Plan, Urgency};
 use super::segments::{Delta, INLINE_BYTES_MAX, SEGMENTS_MAX};
 use crate::chunk::{ChunkError, ChunkRef, PACK_BYTES, Packing, Stored};
 use crate::fs::FsError;
@@ -69,7 +69,7 @@ struct Taken {
 struct Planned {
     n: u64,
     old: Option<Arc<Extent>>,
-    parts: Vec<Part>,
+    parts: Vec<ExtentPart>,
 }
 
 /// A group of the taken extents, in flight to packs.
@@ -366,8 +366,8 @@ impl Contents {
             .iter()
             .flat_map(|planned| &planned.parts)
             .filter_map(|part| match part {
-                Part::Pack { bytes, .. } => Some(bytes.clone()),
-                Part::Ready(_) => None,
+                ExtentPart::Pack { bytes, .. } => Some(bytes.clone()),
+                ExtentPart::Ready(_) => None,
             })
             .collect();
         if !raw.is_empty() {

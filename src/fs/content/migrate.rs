@@ -3,7 +3,7 @@
 //! data inlined before a restart stays where it is until it is overwritten.
 
 use super::extents::is_visible;
-use super::plan::{self, Allowance, CHUNK_BYTES_MIN, Part, Plan};
+use super::plan::{self, Allowance, CHUNK_BYTES_MIN, ExtentPart, Plan};
 use super::segments::inline_bytes;
 use super::{Contents, flush};
 use crate::fs::FsError;
@@ -129,7 +129,7 @@ impl Contents {
         if row.data != data {
             return Ok(());
         }
-        let mut plans: Vec<(u64, Arc<Extent>, Vec<Part>)> = Vec::new();
+        let mut plans: Vec<(u64, Arc<Extent>, Vec<ExtentPart>)> = Vec::new();
         for n in extents {
             let Some(old) = self.load(node, &row, n..=n).await?.remove(&n).flatten() else {
                 continue;
@@ -138,18 +138,18 @@ impl Contents {
             match plan {
                 Plan::Parts(parts)
                     if is_visible(&row.masks, n, old.truncations)
-                        && parts.iter().any(|p| matches!(p, Part::Pack { .. })) =>
+                        && parts.iter().any(|p| matches!(p, ExtentPart::Pack { .. })) =>
                 {
                     plans.push((n, old, parts));
                 }
                 Plan::Parts(_) | Plan::Rewrite(_) => {}
             }
         }
-        let packs = |parts: &[Part]| -> Vec<Bytes> {
+        let packs = |parts: &[ExtentPart]| -> Vec<Bytes> {
             parts
                 .iter()
                 .filter_map(|p| {
-                    if let Part::Pack { bytes, .. } = p { Some(bytes.clone()) } else { None }
+                    if let ExtentPart::Pack { bytes, .. } = p { Some(bytes.clone()) } else { None }
                 })
                 .collect()
         };

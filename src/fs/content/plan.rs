@@ -73,7 +73,7 @@ impl Allowance {
 
 /// A part of the new extent.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Part {
+pub enum ExtentPart {
     Ready(Segment),
     /// Bytes that go to a pack first.
     Pack {
@@ -82,7 +82,7 @@ pub enum Part {
     },
 }
 
-impl Part {
+impl ExtentPart {
     fn start(&self) -> u32 {
         match self {
             Self::Ready(segment) => segment.start,
@@ -94,7 +94,7 @@ impl Part {
 /// The plan for a new extent.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Plan {
-    Parts(Vec<Part>),
+    Parts(Vec<ExtentPart>),
     /// Too many parts: rewrite these segments as a whole. The chunks they need are read first.
     Rewrite(Vec<Segment>),
 }
@@ -153,42 +153,42 @@ fn decide(mut merged: Vec<Segment>, fresh: &[(u32, u32)], allowance: &Allowance)
     limit(parts)
 }
 
-fn parts(merged: Vec<Segment>, packs: impl Fn(&Segment) -> bool) -> Vec<Part> {
+fn parts(merged: Vec<Segment>, packs: impl Fn(&Segment) -> bool) -> Vec<ExtentPart> {
     let part = |segment: Segment| match segment.source {
         Source::Inline(ref bytes) if packs(&segment) => {
-            Part::Pack { start: segment.start, bytes: bytes.clone() }
+            ExtentPart::Pack { start: segment.start, bytes: bytes.clone() }
         }
-        _ => Part::Ready(segment),
+        _ => ExtentPart::Ready(segment),
     };
     merged.into_iter().map(part).collect()
 }
 
 /// Joins inline segments that touch, between the parts that go to packs.
-fn join_ready(parts: &mut Vec<Part>) {
+fn join_ready(parts: &mut Vec<ExtentPart>) {
     let mut out = Vec::with_capacity(parts.len());
     let mut ready: Vec<Segment> = Vec::new();
     for part in parts.drain(..) {
         match part {
-            Part::Ready(segment) => ready.push(segment),
-            pack @ Part::Pack { .. } => {
+            ExtentPart::Ready(segment) => ready.push(segment),
+            pack @ ExtentPart::Pack { .. } => {
                 segments::join_inline(&mut ready);
-                out.extend(ready.drain(..).map(Part::Ready));
+                out.extend(ready.drain(..).map(ExtentPart::Ready));
                 out.push(pack);
             }
         }
     }
     segments::join_inline(&mut ready);
-    out.extend(ready.into_iter().map(Part::Ready));
+    out.extend(ready.into_iter().map(ExtentPart::Ready));
     *parts = out;
 }
 
-fn limit(parts: Vec<Part>) -> Plan {
+fn limit(parts: Vec<ExtentPart>) -> Plan {
     if parts.len() <= SEGMENTS_MAX {
         return Plan::Parts(parts);
     }
     let segment = |part| match part {
-        Part::Ready(segment) => segment,
-        Part::Pack { start, bytes } => inline(start, bytes),
+        ExtentPart::Ready(segment) => segment,
+        ExtentPart::Pack { start, bytes } => inline(start, bytes),
     };
     Plan::Rewrite(parts.into_iter().map(segment).collect())
 }
@@ -208,7 +208,7 @@ pub fn chunks_of(segments: &[Segment]) -> Vec<ChunkRef> {
 pub fn rewrite(
     segments: &[Segment],
     data: &HashMap<crate::types::ChunkHash, Bytes>,
-) -> Option<Vec<Part>> {
+) -> Option<Vec<ExtentPart>> {
     let (from, to) = (segments.first()?.start, segments::end(segments.last()?));
     let mut runs: Vec<(u32, BytesMut)> = Vec::new();
     let mut at = from;
@@ -237,7 +237,7 @@ pub fn rewrite(
     }
     Some(
         runs.into_iter()
-            .map(|(start, bytes)| Part::Pack { start, bytes: bytes.freeze() })
+            .map(|(start, bytes)| ExtentPart::Pack { start, bytes: bytes.freeze() })
             .collect(),
     )
 }
@@ -255,15 +255,15 @@ fn fill(runs: Vec<(u32, BytesMut)>, from: u32, to: u32) -> (u32, BytesMut) {
 /// Returns the segments once the packed parts have their chunks, given in the order of the parts.
 /// `None` when there are too few.
 pub fn finish(
-    parts: Vec<Part>,
+    parts: Vec<ExtentPart>,
     chunks: &mut impl Iterator<Item = ChunkRef>,
 ) -> Option<Vec<Segment>> {
-    debug_assert!(parts.is_sorted_by_key(Part::start));
+    debug_assert!(parts.is_sorted_by_key(ExtentPart::start));
     parts
         .into_iter()
         .map(|part| match part {
-            Part::Ready(segment) => Some(segment),
-            Part::Pack { start, bytes } => {
+            ExtentPart::Ready(segment) => Some(segment),
+            ExtentPart::Pack { start, bytes } => {
                 let chunk = chunks.next()?;
                 Some(Segment {
                     start,
@@ -321,7 +321,7 @@ mod tests {
             };
             let mut chunks = vec![];
             for part in &parts {
-                if let Part::Pack { bytes, .. } = part {
+                if let ExtentPart::Pack { bytes, .. } = part {
                     chunks.push(self.store(bytes));
                 }
             }
@@ -385,7 +385,7 @@ mod tests {
     fn a_lone_small_write_stays_inside_the_batch_and_a_large_one_does_not() {
         let data = |n: usize| vec![(0, Bytes::from(vec![1; n]))];
         let is_inline = |plan| match plan {
-            Plan::Parts(parts) => matches!(&parts[..], [Part::Ready(s)] if is_inline(s)),
+            Plan::Parts(parts) => matches!(&parts[..], [ExtentPart::Ready(s)] if is_inline(s)),
             _ => false,
         };
         assert!(is_inline(overlay(&[], data(4096), &mut Allowance::new(Urgency::Now, 4096))));
@@ -412,7 +412,9 @@ mod tests {
             &mut Allowance::new(Urgency::Background, 1 << 20),
         );
         let Plan::Parts(parts) = plan else { panic!() };
-        let [Part::Pack { start: 0, bytes: packed }] = &parts[..] else { panic!("{parts:?}") };
+        let [ExtentPart::Pack { start: 0, bytes: packed }] = &parts[..] else {
+            panic!("{parts:?}")
+        };
         assert_eq!(packed.as_ptr(), bytes.as_ptr());
         let old = [inline(10, Bytes::from_static(b"abc"))];
         let zero = vec![(0, Bytes::from(vec![0; SIZE as usize]))];

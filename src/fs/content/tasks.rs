@@ -6,12 +6,12 @@ use super::plan::Urgency;
 use crate::chunk::PACK_BYTES;
 use crate::fs::FsError;
 use crate::fs::inode::Node;
-use crate::types::{Class, Classify, InodeNo};
+use crate::types::{Backoff, Class, Classify, InodeNo};
 use futures::{FutureExt, StreamExt, stream};
 use parking_lot::Mutex;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -105,6 +105,7 @@ impl Contents {
     /// no request.
     async fn flush_by_time(&self, stop: CancellationToken) {
         let mut wait = self.flush_interval;
+        let mut backoff = Backoff::new(RETRY_FIRST, RETRY_MAX);
         loop {
             tokio::select! {
                 () = stop.cancelled() => return,
@@ -114,18 +115,19 @@ impl Contents {
             if self.dirty.is_empty() && !self.committer.is_dirty() {
                 continue;
             }
-            let started = Instant::now();
-            if let Err(error) = self.sync_dirty().await {
-                if error.class() == Class::Fenced {
-                    return;
-                }
-                wait = (started.elapsed() * 2).clamp(RETRY_FIRST, RETRY_MAX);
-                tracing::warn!(
-                    %error,
-                    wait_secs = wait.as_secs(),
-                    "written data stays in memory and is flushed again later"
-                );
+            let Err(error) = self.sync_dirty().await else {
+                backoff.reset();
+                continue;
+            };
+            if error.class() == Class::Fenced {
+                return;
             }
+            wait = backoff.pause();
+            tracing::warn!(
+                %error,
+                retry_secs = wait.as_secs_f32(),
+                "written data stays in memory; retrying the flush"
+            );
         }
     }
 

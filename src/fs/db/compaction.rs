@@ -33,12 +33,12 @@ const STOP_TRIES: u32 = 60;
 /// Held by the task that runs a compactor for a database: one at a time in this process. Its clock
 /// is the writer's.
 #[derive(Clone)]
-pub(super) struct Turn {
+pub(super) struct CompactorLock {
     one: Arc<tokio::sync::Mutex<()>>,
     clock: Arc<Clock>,
 }
 
-impl Turn {
+impl CompactorLock {
     pub(super) fn new(clock: Arc<Clock>) -> Self {
         Self { one: Arc::default(), clock }
     }
@@ -59,7 +59,7 @@ pub(super) async fn compact_until_stopped(
     db: Db,
     mut status: watch::Receiver<Status>,
     place: DbPlace,
-    turn: Turn,
+    lock: CompactorLock,
     from: usize,
     damage: Arc<Damage>,
     stop: CancellationToken,
@@ -83,7 +83,7 @@ pub(super) async fn compact_until_stopped(
         if !open {
             return;
         }
-        let pause = match make_room(&db, &place, &turn, &stop).await {
+        let pause = match make_room(&db, &place, &lock, &stop).await {
             Ok(()) => {
                 damage.tell(&place, None);
                 continue;
@@ -125,12 +125,12 @@ fn admin_builder(place: &DbPlace) -> AdminBuilder<Path> {
 async fn make_room(
     db: &Db,
     place: &DbPlace,
-    turn: &Turn,
+    lock: &CompactorLock,
     stop: &CancellationToken,
 ) -> Result<(), FsError> {
-    let _turn = turn.lock().await;
+    let _locked = lock.lock().await;
     let done =
-        Running::start(place, settings::compactor(), turn).until(until_done(db, place), stop).await;
+        Running::start(place, settings::compactor(), lock).until(until_done(db, place), stop).await;
     // The compactor's last change is not in the writer's memory yet, and a collection would delete
     // the tables that it replaced.
     let seen = limited("reading the manifest", settings::READ_LIMIT, db.refresh_manifest()).await;
@@ -144,9 +144,9 @@ pub(super) struct Running {
 }
 
 impl Running {
-    pub(super) fn start(place: &DbPlace, options: CompactorOptions, turn: &Turn) -> Self {
+    pub(super) fn start(place: &DbPlace, options: CompactorOptions, lock: &CompactorLock) -> Self {
         let builder = CompactorBuilder::new(place.path(), place.store()).with_options(options);
-        let mut builder = builder.with_system_clock(turn.clock.clone());
+        let mut builder = builder.with_system_clock(lock.clock.clone());
         if let Some(sealer) = &place.sealer {
             builder = builder.with_block_transformer(sealing::transformer(sealer.clone()));
         }

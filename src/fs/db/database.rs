@@ -36,7 +36,7 @@ pub struct Database {
     /// Held by the MemTable flush in progress.
     rolling: Arc<tokio::sync::Mutex<()>>,
     maintenance: TaskTracker,
-    turn: compaction::Turn,
+    lock: compaction::CompactorLock,
     damage: Arc<Damage>,
     status: watch::Receiver<Status>,
     stop: CancellationToken,
@@ -98,14 +98,14 @@ impl Database {
         }
         let epoch = Epoch(db.manifest().writer_epoch());
         let (maintenance, stop) = (TaskTracker::new(), CancellationToken::new());
-        let turn = compaction::Turn::new(clock.clone());
+        let lock = compaction::CompactorLock::new(clock.clone());
         let damage = Arc::new(Damage::none());
         let status = status::follow(&db);
         maintenance.spawn(compaction::compact_until_stopped(
             db.clone(),
             status.clone(),
             place.clone(),
-            turn.clone(),
+            lock.clone(),
             compact_l0,
             damage.clone(),
             stop.clone(),
@@ -126,7 +126,7 @@ impl Database {
             flushes,
             rolling: Arc::default(),
             maintenance,
-            turn,
+            lock,
             damage,
             status,
             stop,
@@ -234,7 +234,7 @@ impl Database {
         self.db.flush().await.map_err(|error| fs_error("flushing", &error))?;
         match self.flushes.fetch_add(1, Ordering::Relaxed) + 1 {
             settings::ROLL_FLUSHES.. => self.roll().await,
-            settings::ROLL_AHEAD.. => drop(self.rolling_turn().await),
+            settings::ROLL_AHEAD.. => drop(self.rolling_lock().await),
             _ => {}
         }
         Ok(())
@@ -262,7 +262,7 @@ impl Database {
 
     /// Waits until no MemTable flush is in progress. `None`: L0 is full, so none would end before a
     /// compaction has made room; or it takes too long.
-    async fn rolling_turn(&self) -> Option<tokio::sync::OwnedMutexGuard<()>> {
+    async fn rolling_lock(&self) -> Option<tokio::sync::OwnedMutexGuard<()>> {
         if !self.has_l0_room() {
             return None;
         }
@@ -272,11 +272,11 @@ impl Database {
     /// Starts a MemTable flush once the previous one has ended, which bounds the next opening's
     /// replay. No caller waits for it; a failure shows at the next write.
     async fn roll(&self) {
-        let Some(turn) = self.rolling_turn().await else { return };
+        let Some(lock) = self.rolling_lock().await else { return };
         self.flushes.store(0, Ordering::Relaxed);
         let db = self.db.clone();
         tokio::spawn(async move {
-            let _turn = turn;
+            let _locked = lock;
             flush_table(db).await;
         });
     }
@@ -310,7 +310,7 @@ impl Database {
     }
 
     pub(super) async fn detach_for(&self, readers: TableReaders) -> Result<Detached, FsError> {
-        detach::detach(&self.db, &self.place, readers, &self.turn, &self.stop).await
+        detach::detach(&self.db, &self.place, readers, &self.lock, &self.stop).await
     }
 
     /// The damage that keeps the database from being compacted.

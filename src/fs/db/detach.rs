@@ -12,7 +12,7 @@
 //! those of the manifest in its memory, which only its own process can refresh before they are
 //! deleted.
 
-use super::compaction::{POLL_INTERVAL, Running, Turn};
+use super::compaction::{CompactorLock, POLL_INTERVAL, Running};
 use super::damage::Suspicion;
 use super::settings::TableReaders;
 use super::{DbPlace, collection, limited, settings};
@@ -40,7 +40,7 @@ pub(super) async fn detach(
     db: &Db,
     place: &DbPlace,
     readers: TableReaders,
-    turn: &Turn,
+    lock: &CompactorLock,
     stop: &CancellationToken,
 ) -> Result<Detached, FsError> {
     let failpoints = place.bucket.failpoints();
@@ -55,10 +55,10 @@ pub(super) async fn detach(
         manifest.external_dbs().iter().any(|db| !db.sst_ids.is_empty())
     };
     if inherits(&newest().await?) {
-        let _turn = turn.lock().await;
+        let _locked = lock.lock().await;
         for _ in 0..PLANS {
-            Running::start(place, settings::rewriter(readers), turn)
-                .until(rewrite(db, place, turn), stop)
+            Running::start(place, settings::rewriter(readers), lock)
+                .until(rewrite(db, place, lock), stop)
                 .await?;
             if stop.is_cancelled() {
                 return Err(FsError::Unavailable(
@@ -77,7 +77,7 @@ pub(super) async fn detach(
     if readers == TableReaders::None {
         tokio::time::sleep(settings::REWRITER_HOLD * 2).await;
     }
-    collection::drop_pins(&turn.admin(place), place).await?;
+    collection::drop_pins(&lock.admin(place), place).await?;
     super::step(failpoints, "fs.db.detach.dropped").await?;
     Ok(if newest().await?.external_dbs().is_empty() { Detached::Whole } else { Detached::Held })
 }
@@ -91,8 +91,8 @@ fn whole(manifest: &VersionedManifest) -> CompactionSpec {
 }
 
 /// Submits the plan and waits until it has succeeded or failed.
-async fn rewrite(db: &Db, place: &DbPlace, turn: &Turn) -> Result<(), FsError> {
-    let admin = turn.admin(place);
+async fn rewrite(db: &Db, place: &DbPlace, lock: &CompactorLock) -> Result<(), FsError> {
+    let admin = lock.admin(place);
     // The record of compactions is made by a compactor's first start.
     while limited("reading the compactions", settings::READ_LIMIT, admin.read_compactions(None))
         .await?

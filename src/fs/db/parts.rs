@@ -20,7 +20,7 @@ const MISSES_MAX: usize = 64;
 
 /// A table, and the number of the part in it.
 pub(super) type PartId = (Path, u64);
-type Turn = Arc<tokio::sync::Mutex<()>>;
+type ReadLock = Arc<tokio::sync::Mutex<()>>;
 
 /// The bytes of a part, and of which object.
 #[derive(Clone)]
@@ -31,10 +31,10 @@ pub(super) struct Part {
 }
 
 /// The way in which a read is answered.
-pub(super) enum Found {
+pub(super) enum PartLookup {
     Here(Part),
     /// The part is read by one task at a time.
-    Missed(Turn),
+    Missed(ReadLock),
     /// Read no more than was asked for.
     Alone,
 }
@@ -42,18 +42,18 @@ pub(super) enum Found {
 /// Parts in memory, shared by all databases of a process.
 pub(super) struct Parts {
     bytes_max: usize,
-    state: Mutex<State>,
+    state: Mutex<PartCache>,
 }
 
 #[derive(Default)]
-struct State {
+struct PartCache {
     missed: VecDeque<PartId>,
     /// The one used last at the end.
     kept: VecDeque<(PartId, Part)>,
-    reading: HashMap<PartId, Turn>,
+    reading: HashMap<PartId, ReadLock>,
 }
 
-impl State {
+impl PartCache {
     fn kept(&mut self, part: &PartId) -> Option<Part> {
         let at = self.kept.iter().position(|(id, _)| id == part)?;
         let used = self.kept.remove(at)?;
@@ -79,22 +79,22 @@ impl Parts {
         number * PART_BYTES..(number + 1) * PART_BYTES
     }
 
-    pub fn find(&self, part: &PartId) -> Found {
+    pub fn find(&self, part: &PartId) -> PartLookup {
         let mut state = self.state.lock();
         if let Some(found) = state.kept(part) {
-            return Found::Here(found);
+            return PartLookup::Here(found);
         }
         if self.bytes_max < PART_BYTES as usize {
-            return Found::Alone;
+            return PartLookup::Alone;
         }
         if state.missed.contains(part) {
-            return Found::Missed(state.reading.entry(part.clone()).or_default().clone());
+            return PartLookup::Missed(state.reading.entry(part.clone()).or_default().clone());
         }
         if state.missed.len() >= MISSES_MAX {
             state.missed.pop_front();
         }
         state.missed.push_back(part.clone());
-        Found::Alone
+        PartLookup::Alone
     }
 
     /// The part, if the task before has read it.
@@ -112,7 +112,7 @@ impl Parts {
     }
 
     /// Drops a turn that nobody waits for.
-    pub fn done(&self, part: &PartId, turn: Turn) {
+    pub fn done(&self, part: &PartId, turn: ReadLock) {
         let mut state = self.state.lock();
         drop(turn);
         if state.reading.get(part).is_some_and(|turn| Arc::strong_count(turn) == 1) {

@@ -20,7 +20,7 @@
 //!   was listed, which is after it was opened.
 //! - A copy that does not decode is read again (`ObjectStoreCallTag::retry`).
 
-use super::parts::{Found, Part, PartId, Parts};
+use super::parts::{Part, PartId, PartLookup, Parts};
 use super::wal_cache::WalCache;
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -275,9 +275,9 @@ impl ReadStore {
         let near = self.parts.as_ref().and_then(|parts| Some((parts, Parts::id(at, wanted)?)));
         let Some((parts, id)) = near else { return self.inner.get_opts(at, options).await };
         match parts.find(&id) {
-            Found::Alone => self.inner.get_opts(at, options).await,
-            Found::Here(found) => slice(found, wanted),
-            Found::Missed(turn) => {
+            PartLookup::Alone => self.inner.get_opts(at, options).await,
+            PartLookup::Here(found) => slice(found, wanted),
+            PartLookup::Missed(turn) => {
                 let held = turn.lock().await;
                 let found = match parts.again(&id) {
                     Some(found) => Ok(found),

@@ -47,13 +47,13 @@ pub struct Packing {
 }
 
 /// The reason why no more is written.
-enum Ended {
+enum PackEnd {
     /// Nobody receives it.
     Unread,
     Failed(ControlError),
 }
 
-impl From<ControlError> for Ended {
+impl From<ControlError> for PackEnd {
     fn from(error: ControlError) -> Self {
         Self::Failed(error)
     }
@@ -70,9 +70,9 @@ impl Packing {
                 zip: (self.format == Format::Zip).then(Zip::default),
             };
             match Box::pin(self.write(&mut writer)).await {
-                Ok(()) | Err(Ended::Unread) => {}
+                Ok(()) | Err(PackEnd::Unread) => {}
                 // Whoever left does not hear it.
-                Err(Ended::Failed(error)) => drop(sender.send(Err(error)).await),
+                Err(PackEnd::Failed(error)) => drop(sender.send(Err(error)).await),
             }
         }));
         ReceiverStream::new(receiver).map(move |piece| {
@@ -81,7 +81,7 @@ impl Packing {
         })
     }
 
-    async fn write(self, writer: &mut Writer) -> Result<(), Ended> {
+    async fn write(self, writer: &mut Writer) -> Result<(), PackEnd> {
         for top in self.tops {
             let mut walk = self.root.walk(top);
             while let Some(entry) = walk.next().await? {
@@ -125,7 +125,7 @@ impl Writer {
         root: &OpenRoot,
         entry: &Entry,
         member: &Member,
-    ) -> Result<(), Ended> {
+    ) -> Result<(), PackEnd> {
         let Some(zip) = &mut self.zip else {
             self.put(Bytes::from(tar::header(member))).await?;
             self.data(root, entry, member, None).await?;
@@ -154,7 +154,7 @@ impl Writer {
         entry: &Entry,
         member: &Member,
         mut open: Option<&mut Open>,
-    ) -> Result<(), Ended> {
+    ) -> Result<(), PackEnd> {
         if member.data_bytes() == 0 {
             return Ok(());
         }
@@ -169,7 +169,7 @@ impl Writer {
         Ok(())
     }
 
-    async fn put(&mut self, bytes: Bytes) -> Result<(), Ended> {
+    async fn put(&mut self, bytes: Bytes) -> Result<(), PackEnd> {
         if bytes.len() >= PIECE_BYTES {
             self.flush().await?;
             return self.send(bytes).await;
@@ -178,7 +178,7 @@ impl Writer {
         if self.gathered.len() >= PIECE_BYTES { self.flush().await } else { Ok(()) }
     }
 
-    async fn flush(&mut self) -> Result<(), Ended> {
+    async fn flush(&mut self) -> Result<(), PackEnd> {
         match self.gathered.is_empty() {
             true => Ok(()),
             false => {
@@ -188,11 +188,11 @@ impl Writer {
         }
     }
 
-    async fn send(&mut self, bytes: Bytes) -> Result<(), Ended> {
-        self.sender.send(Ok(bytes)).await.map_err(|_| Ended::Unread)
+    async fn send(&mut self, bytes: Bytes) -> Result<(), PackEnd> {
+        self.sender.send(Ok(bytes)).await.map_err(|_| PackEnd::Unread)
     }
 
-    async fn end(&mut self) -> Result<(), Ended> {
+    async fn end(&mut self) -> Result<(), PackEnd> {
         let end = match self.zip.take() {
             Some(zip) => Bytes::from(zip.end()),
             None => Bytes::from_static(tar::END),

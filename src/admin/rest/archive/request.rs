@@ -1,9 +1,9 @@
 //! The request for an archive: what goes into it, and under which names.
 
 use super::pack::{Format, Packing};
-use crate::admin::access::Known;
+use crate::admin::access::Authenticated;
 use crate::admin::auth::Action;
-use crate::admin::rest::ask::{Named, Query, absolute};
+use crate::admin::rest::ask::{PathParams, Query, absolute};
 use crate::admin::rest::files::{object, open};
 use crate::admin::rest::send::{Sending, attachment};
 use crate::admin::rest::{Problem, Rest};
@@ -34,8 +34,8 @@ const PATHS_MAX: usize = 1000;
 )]
 pub async fn get(
     State(rest): State<Rest>,
-    known: Known,
-    Named((pool, dataset)): Named<(String, String)>,
+    known: Authenticated,
+    PathParams((pool, dataset)): PathParams<(String, String)>,
     query: Query,
     method: Method,
 ) -> Result<Response, Problem> {

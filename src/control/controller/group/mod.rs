@@ -236,7 +236,7 @@ impl Controller {
         record::tombstone_members(pool, group).await?;
         let collector = self.collector(pool);
         for snapshot in group.snapshots() {
-            // Of one that was ready, others may still depend.
+            // Others may still depend on a group that was ready.
             Box::pin(collector.reap_snapshot(snapshot)).await?;
         }
         record::remove(pool, group.id()).await
