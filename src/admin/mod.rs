@@ -6,7 +6,8 @@
 //! - [`rest`]: the interface in JSON. [`web`]: the page that stands on it.
 //!
 //! Requests become calls of the use cases of `control`; only who may ask is decided here.
-//! Nothing of it is kept on a disk or in the bucket: a crash ends sessions and requests in progress.
+//! Nothing of it is kept on a disk or in the bucket: a crash ends sessions and requests in
+//! progress.
 
 pub mod access;
 pub mod auth;

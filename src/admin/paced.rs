@@ -1,5 +1,5 @@
-//! Clients have to take what they asked for at some speed: one that takes nothing, or a byte now and
-//! then, would hold a download's place for ever.
+//! Clients have to take what they asked for at some speed: one that takes nothing, or a byte now
+//! and then, would hold a download's place for ever.
 //!
 //! [`Paced`] is a connection. The streams of HTTP/2 share one, and each of them can stall while the
 //! others go on: [`PacedBody`] is the body of one answer.

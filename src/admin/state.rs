@@ -1,4 +1,5 @@
-//! State shared by the administration interfaces: the use cases of the process, and who may call them.
+//! State shared by the administration interfaces: the use cases of the process, and who may call
+//! them.
 
 use super::access::{Access, Authenticated};
 use super::auth::audit::{self, Audited};

@@ -60,7 +60,8 @@ pub(super) struct AdminEdge {
 
 impl AdminOptions {
     /// # Errors
-    /// When a file of the configuration cannot be used, or tokens would cross a network unprotected.
+    /// When a file of the configuration cannot be used, or tokens would cross a network
+    /// unprotected.
     pub(super) fn open(self, config: &AdminConfig) -> anyhow::Result<AdminEdge> {
         let tls = config.tls.clone().map(Tls::open).transpose()?.map(Arc::new);
         if let Some(at) = self.listen

@@ -27,8 +27,8 @@ enum Due {
 }
 
 /// Collects every pool at each interval, and some seconds after a deletion, until stopped. `rate`:
-/// bytes per second of packs that are rewritten. A collection is one of the `tasks`, unless there is
-/// nothing to do.
+/// bytes per second of packs that are rewritten. A collection is one of the `tasks`, unless there
+/// is nothing to do.
 pub async fn run(
     controller: Arc<Controller>,
     tasks: Tasks,

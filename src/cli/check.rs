@@ -66,9 +66,9 @@ const DAMAGED: &str = "an object of its database is damaged or missing: put the 
     `check` finds clean";
 
 /// For credentials that may only read.
-const NEEDS_SNAPSHOT: &str = "it is open on a node, so that checking it takes a snapshot, which the \
-    credentials forbid: check one of its snapshots (DATASET@SNAPSHOT), or use credentials that may \
-    write";
+const NEEDS_SNAPSHOT: &str = "it is open on a node, so that checking it takes a snapshot, which \
+    the credentials forbid: check one of its snapshots (DATASET@SNAPSHOT), or use credentials \
+    that may write";
 
 fn with_next_step(error: anyhow::Error) -> anyhow::Error {
     if class_of(&error) == Class::Corrupt { error.context(DAMAGED) } else { error }

@@ -344,8 +344,8 @@ enum ReadSource<'a> {
 }
 
 impl Reading<'_> {
-    /// The next piece in order, by its length; `None` instead of bytes is a hole. `None` at the end:
-    /// only then is what a server sent verified.
+    /// The next piece in order, by its length; `None` instead of bytes is a hole. `None` at the
+    /// end: only then is what a server sent verified.
     pub async fn next(&mut self) -> anyhow::Result<Option<(u64, Option<Bytes>)>> {
         while self.pieces.is_empty() {
             match &mut self.from {

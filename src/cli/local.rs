@@ -273,8 +273,8 @@ impl Local {
     }
 
     /// Gives a finished object a name, and what has the name the first free name of a numbered
-    /// backup: whatever that is by then. Where the file system can exchange names, the name leads to
-    /// something throughout.
+    /// backup: whatever that is by then. Where the file system can exchange names, the name leads
+    /// to something throughout.
     pub fn replace_keeping(&self, made: &OsStr, name: &OsStr) -> io::Result<()> {
         let discard = |error| {
             let _ = self.remove(made);

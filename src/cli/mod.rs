@@ -4,8 +4,8 @@
 //! error has progress and errors only.
 //!
 //! Commands on datasets open the pool directly and take its objects by compare-and-swap, like any
-//! controller. None of them ever opens a dataset that another process owns. With `--server` they ask
-//! a running server instead (`target`): what it answers becomes the same reports.
+//! controller. None of them ever opens a dataset that another process owns. With `--server` they
+//! ask a running server instead (`target`): what it answers becomes the same reports.
 //!
 //! Exit codes are those of the error classes (`exit`).
 

@@ -119,8 +119,8 @@ fn bounded(file: &Path, option: &str) -> anyhow::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Repeats a read while the server says that it has no room: too many requests a second, or too much
-/// in progress at once.
+/// Repeats a read while the server says that it has no room: too many requests a second, or too
+/// much in progress at once.
 pub async fn patiently<T>(
     mut read: impl AsyncFnMut() -> Result<T, ClientError>,
 ) -> Result<T, ClientError> {

@@ -1,6 +1,6 @@
 //! Walks a tree of a state from its top to its end, one entry at a time: a folder is entered where
-//! the caller wants that, and left after its last entry. From the store as [`Walk`] does it; through
-//! a server in the pages that it sends.
+//! the caller wants that, and left after its last entry. From the store as [`Walk`] does it;
+//! through a server in the pages that it sends.
 //!
 //! Bounded memory, as there: a page of entries for each of the innermost [`PAGES_HELD`] folders.
 

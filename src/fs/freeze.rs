@@ -1,5 +1,5 @@
-//! Freezing: for a moment no change begins, as with fsfreeze, so that the checkpoints of several file
-//! systems show one point in time.
+//! Freezing: for a moment no change begins, as with fsfreeze, so that the checkpoints of several
+//! file systems show one point in time.
 //!
 //! A change is a call that others can observe: it passes [`Freeze::passed`] first of all, or
 //! waits there. One that has passed goes on during a freeze, and may be in the checkpoint or not.

@@ -479,8 +479,8 @@ impl Restore<'_> {
         self.walk.enter(source, name);
     }
 
-    /// Places the object, or another name of one that was restored before. What is kept is given its
-    /// other name after everything that takes long; what takes the name since is kept as well.
+    /// Places the object, or another name of one that was restored before. What is kept is given
+    /// its other name after everything that takes long; what takes the name since is kept as well.
     async fn place(
         &mut self,
         source: &SnapshotInode,

@@ -11,9 +11,9 @@
 //! the old bytes back. The file system does not remember WRITEs, because each would need a row in
 //! the database; remembering them here is enough, because it is only while a process lives that
 //! copies wait in its sockets. One that an owner did not answer before it died may be carried out a
-//! second time by the next one. Its client has written nothing newer there: a kernel's waits for the
-//! answer before it writes a page again. What others wrote there in the meantime was written at the
-//! same time as it, and may be before it or after it.
+//! second time by the next one. Its client has written nothing newer there: a kernel's waits for
+//! the answer before it writes a page again. What others wrote there in the meantime was written at
+//! the same time as it, and may be before it or after it.
 
 use super::budget::{Count, Counted};
 use super::outbox::Outbox;
@@ -29,8 +29,8 @@ use std::sync::Arc;
 /// between them.
 const JOINED_MAX: usize = 16;
 /// Answered WRITEs remembered, the newest of each client: as many as two connections may have in
-/// progress (see [`super::Limits::calls`]), because a copy is read at the latest once the calls that
-/// kept its connection from being read are answered. About 100 bytes each.
+/// progress (see [`super::Limits::calls`]), because a copy is read at the latest once the calls
+/// that kept its connection from being read are answered. About 100 bytes each.
 const WRITES_MAX: usize = 8192;
 
 /// The calls of one server's clients.

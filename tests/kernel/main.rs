@@ -1,9 +1,11 @@
-//! The kernel tier: the driver's own processes under a kernel with a real NFS client, driven through their CSI sockets as kubelet and the
-//! sidecars do, and ordinary programs at work on what they mount. `tests/kernel/run` starts this program in a guest; elsewhere it says so and
-//! runs nothing, because it mounts as root.
+//! The kernel tier: the driver's own processes under a kernel with a real NFS client, driven
+//! through their CSI sockets as kubelet and the sidecars do, and ordinary programs at work on what
+//! they mount. `tests/kernel/run` starts this program in a guest; elsewhere it says so and runs
+//! nothing, because it mounts as root.
 //!
-//! Nothing may hang: every script, call and wait has a limit, every case has one above them, and a failure names what was awaited. What
-//! programs wrote is compared by checksum after the client's cache was dropped.
+//! Nothing may hang: every script, call and wait has a limit, every case has one above them, and a
+//! failure names what was awaited. What programs wrote is compared by checksum after the client's
+//! cache was dropped.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
@@ -35,7 +37,8 @@ struct Case {
     run: fn() -> Outcome,
 }
 
-/// The last resort, for what has no limit of its own: no case comes near it, on a machine that has other work too.
+/// The last resort, for what has no limit of its own: no case comes near it, on a machine that has
+/// other work too.
 const CASE_LIMIT: Duration = Duration::from_secs(1200);
 
 const fn case(name: &'static str, run: fn() -> Outcome) -> Case {
@@ -85,7 +88,8 @@ const CASES: &[Case] = &[
     case("umount: by hand while no node plugin runs", restarts::umount_without_plugin),
 ];
 
-/// A case on a thread of its own: one that hangs is given up, its processes are killed, and the next one runs.
+/// A case on a thread of its own: one that hangs is given up, its processes are killed, and the
+/// next one runs.
 fn run(case: &Case) -> Outcome {
     let (done, result) = mpsc::channel();
     let work = case.run;

@@ -83,7 +83,8 @@ pub fn sqlite_wal() -> Outcome {
     sqlite("wal")
 }
 
-/// Four processes at once on one database: the locks are the client's, and every row of each is there.
+/// Four processes at once on one database: the locks are the client's, and every row of each is
+/// there.
 pub fn sqlite_four() -> Outcome {
     on_volume(
         "sqlite-four",
@@ -101,7 +102,8 @@ pub fn sqlite_four() -> Outcome {
     )
 }
 
-/// PostgreSQL through a crash of its own: what pgbench was told is committed is there, and every index fits its table.
+/// PostgreSQL through a crash of its own: what pgbench was told is committed is there, and every
+/// index fits its table.
 pub fn postgres() -> Outcome {
     on_volume(
         "postgres",

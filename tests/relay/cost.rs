@@ -1,6 +1,6 @@
 //! The same calls, many at once, to a volume that this node owns alone, to one that it shares and
-//! owns, and to one that another node owns: all are answered alike. With `--nocapture` it prints what
-//! each costs.
+//! owns, and to one that another node owns: all are answered alike. With `--nocapture` it prints
+//! what each costs.
 
 use crate::driver::stage;
 use crate::node::Node;

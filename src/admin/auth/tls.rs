@@ -74,7 +74,8 @@ impl Tls {
                     loaded.acceptor = acceptor;
                 }
                 Err(error) => tracing::error!(
-                    %error, "the TLS files have changed and are not usable; the former ones stay in use"
+                    %error,
+                    "the TLS files have changed and are not usable; the former ones stay in use"
                 ),
             }
         }

@@ -145,9 +145,9 @@ impl WrittenGrant {
             (Some(hash), None) => {
                 let digest =
                     hash.strip_prefix("blake3:").and_then(|hex| blake3::Hash::from_hex(hex).ok());
-                Identity::Token(digest.ok_or_else(|| {
-                    wrong("hash: write blake3: and 64 hexadecimal digits, as `zerofs-csi token create` prints it".to_owned())
-                })?)
+                let why = "hash: write blake3: and 64 hexadecimal digits, as `zerofs-csi token \
+                    create` prints it";
+                Identity::Token(digest.ok_or_else(|| wrong(why.to_owned()))?)
             }
             (None, Some(print)) => Identity::Certificate(fingerprint(&print).map_err(wrong)?),
             _ => return Err(wrong("give either hash or certificate".to_owned())),
@@ -265,7 +265,8 @@ impl TokenFile {
             None => {}
             Some(Ok(grants)) => {
                 if read.stamp.is_some() || read.mistake.is_some() {
-                    tracing::info!(path = %path.display(), tokens = grants.len(), "read the tokens file again");
+                    let tokens = grants.len();
+                    tracing::info!(path = %path.display(), tokens, "read the tokens file again");
                 }
                 (read.grants, read.mistake) = (Arc::new(grants), None);
             }

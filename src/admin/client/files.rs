@@ -182,8 +182,8 @@ impl Client {
         Err(ClientError::Incomplete("the differences".to_owned()).into())
     }
 
-    /// Hands every object whose name matches to `each`, until that fails. Returns how far the search
-    /// got.
+    /// Hands every object whose name matches to `each`, until that fails. Returns how far the
+    /// search got.
     pub async fn find<E: From<ClientError>>(
         &self,
         request: FindRequest,

@@ -57,7 +57,8 @@ pub enum ClientError {
     #[error("{endpoint}: {why}: write unix:PATH, http://HOST:PORT or https://HOST:PORT")]
     Endpoint { endpoint: String, why: String },
     #[error(
-        "cannot connect to {endpoint}: is the server running, with --admin-listen or --admin-socket?"
+        "cannot connect to {endpoint}: is the server running, with --admin-listen or \
+         --admin-socket?"
     )]
     Connect {
         endpoint: String,

@@ -4,10 +4,10 @@
 //! ```text
 //! request ─ call: caller, limits, deadline ─▶ service: allowed? ─▶ use case ─▶ convert ─▶ answer
 //! ```
-//! Invariants: a caller is identified and counted before anything else, and allowed before a name is
-//! looked up; a change that has begun runs to its end even when its caller goes away, and is in the
-//! audit log; a stream holds its place among the calls, and drops everything it has open, when its
-//! caller goes away or its deadline passes.
+//! Invariants: a caller is identified and counted before anything else, and allowed before a name
+//! is looked up; a change that has begun runs to its end even when its caller goes away, and is in
+//! the audit log; a stream holds its place among the calls, and drops everything it has open, when
+//! its caller goes away or its deadline passes.
 //!
 //! Served by the listener of the interface, beside REST: [`router`] adds to its routes. Nothing is
 //! kept: a crash ends calls in progress.
@@ -43,8 +43,8 @@ use tonic_health::server::{HealthReporter, HealthService};
 /// The largest request, in bytes.
 const REQUEST_BYTES_MAX: usize = 1 << 20;
 
-/// The routes of every service, of reflection and of health. They have no fallback, so that they can
-/// be merged into others.
+/// The routes of every service, of reflection and of health. They have no fallback, so that they
+/// can be merged into others.
 ///
 /// # Errors
 /// When the description of the interface cannot be read, which is a defect.

@@ -1,7 +1,7 @@
 //! Changes in a process and a pool, for callers who watch.
 //!
-//! Tasks are sent at once. Datasets and snapshots may be changed by any process, and the store tells
-//! nobody: their records are read every [`POLL_INTERVAL`], for each watcher.
+//! Tasks are sent at once. Datasets and snapshots may be changed by any process, and the store
+//! tells nobody: their records are read every [`POLL_INTERVAL`], for each watcher.
 
 use super::super::auth::Resource;
 use super::call::Call;

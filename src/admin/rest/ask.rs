@@ -1,5 +1,5 @@
-//! The parts of requests that handlers take: each is read once, and an error in it is a problem that
-//! names it.
+//! The parts of requests that handlers take: each is read once, and an error in it is a problem
+//! that names it.
 
 use crate::admin::access::Authenticated;
 use crate::admin::problem::Problem;

@@ -1,6 +1,6 @@
-//! Comparisons whose further pages may be asked for. Two states are compared once, and not again for
-//! each page, so that the pages are of one comparison, also where the later state is the dataset
-//! itself.
+//! Comparisons whose further pages may be asked for. Two states are compared once, and not again
+//! for each page, so that the pages are of one comparison, also where the later state is the
+//! dataset itself.
 //!
 //! Bounded: [`ONE_BYTES_MAX`] each, [`KEPT_BYTES_MAX`] in all, each for [`KEPT_FOR`] after its last
 //! page. A page of one that is not kept any longer is made by comparing again.

@@ -210,8 +210,8 @@ fn changes(wanted: &DatasetChange) -> Result<PropertyChanges, Problem> {
     })
 }
 
-/// The source of a clone: its contents are the caller's afterwards, so the caller must be allowed to
-/// read them.
+/// The source of a clone: its contents are the caller's afterwards, so the caller must be allowed
+/// to read them.
 async fn source(
     rest: &Rest,
     known: &Authenticated,
@@ -233,7 +233,8 @@ async fn source(
 /// Change a dataset: expand it, or make it the default
 #[utoipa::path(
     patch, path = "/pools/{pool}/datasets/{dataset}", tag = "datasets",
-    params(("pool" = String, Path, example = "main"), ("dataset" = String, Path, example = "web")), request_body = DatasetChange,
+    params(("pool" = String, Path, example = "main"), ("dataset" = String, Path, example = "web")),
+    request_body = DatasetChange,
     responses((status = 200, body = DatasetShape))
 )]
 pub async fn change(

@@ -69,7 +69,8 @@ async fn at(
     get, path = "/pools/{pool}/datasets/{dataset}/entries", tag = "files",
     params(
         ("pool" = String, Path, example = "main"), ("dataset" = String, Path, example = "web"),
-        ("snapshot" = Option<String>, Query, description = "Without it: the dataset as the store has it"),
+        ("snapshot" = Option<String>, Query,
+            description = "Without it: the dataset as the store has it"),
         ("path" = Option<String>, Query, description = "Absolute; its bytes, percent-encoded"),
         ("limit" = Option<u16>, Query, minimum = 1, maximum = 10000),
         ("cursor" = Option<String>, Query)

@@ -18,9 +18,9 @@ use utoipa::{Modify, OpenApi as _};
     info(
         title = "ZeroFS CSI",
         description = "Datasets, snapshots and files of the pools of one server. JSON in \
-            camelCase; times are RFC 3339, sizes are bytes. Names and paths that are not UTF-8 come \
-            with their bytes in base 64; in queries a path is percent-encoded bytes. Lists have \
-            `items` and `next`, which is the `cursor` of the next request. Errors are \
+            camelCase; times are RFC 3339, sizes are bytes. Names and paths that are not UTF-8 \
+            come with their bytes in base 64; in queries a path is percent-encoded bytes. Lists \
+            have `items` and `next`, which is the `cursor` of the next request. Errors are \
             application/problem+json.",
         license(name = "Apache-2.0", identifier = "Apache-2.0")
     ),

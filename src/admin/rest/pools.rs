@@ -70,8 +70,8 @@ pub struct DatasetSpace {
     /// Bytes of the bucket that nothing else uses: what its deletion frees. An estimate is too low
     /// where packs are shared.
     unique_bytes: u64,
-    /// Bytes of the bucket that it uses, with what others use as well. An estimate is too high where
-    /// packs hold other data.
+    /// Bytes of the bucket that it uses, with what others use as well. An estimate is too high
+    /// where packs hold other data.
     stored_bytes: u64,
 }
 
@@ -147,7 +147,8 @@ async fn shape(rest: &Rest, known: &Authenticated, pool: &Pool) -> Result<PoolSh
     params(
         ("pool" = String, Path, example = "main"),
         ("refresh" = Option<bool>, Query, description = "Measure again now"),
-        ("exact" = Option<bool>, Query, description = "Read every extent: slow, and about 100 bytes of memory for each chunk; for administrators")
+        ("exact" = Option<bool>, Query, description = "Read every extent: slow, and about 100 \
+            bytes of memory for each chunk; for administrators")
     ),
     responses((status = 200, body = SpaceShape))
 )]

@@ -103,7 +103,8 @@ impl RestorePath {
 /// Restore files and folders of a snapshot into the dataset
 #[utoipa::path(
     post, path = "/pools/{pool}/datasets/{dataset}/restores", tag = "files",
-    params(("pool" = String, Path, example = "main"), ("dataset" = String, Path, example = "web")), request_body = NewRestore,
+    params(("pool" = String, Path, example = "main"), ("dataset" = String, Path, example = "web")),
+    request_body = NewRestore,
     responses(
         (status = 202, description = "It has begun", body = Started),
         (status = 200, description = "What it would do (dryRun)", body = RestoreCounts)

@@ -31,7 +31,9 @@ pub struct Login {
 }
 
 /// Who the caller is
-#[utoipa::path(get, path = "/session", tag = "session", responses((status = 200, body = SessionShape)))]
+#[utoipa::path(
+    get, path = "/session", tag = "session", responses((status = 200, body = SessionShape))
+)]
 pub async fn get(State(rest): State<Rest>, known: Authenticated) -> Json<SessionShape> {
     let role = rest.admin.access.roles.role(&known.caller);
     Json(SessionShape {

@@ -60,7 +60,11 @@ pub async fn list(
 /// One snapshot
 #[utoipa::path(
     get, path = "/pools/{pool}/datasets/{dataset}/snapshots/{snapshot}", tag = "snapshots",
-    params(("pool" = String, Path, example = "main"), ("dataset" = String, Path, example = "web"), ("snapshot" = String, Path, example = "s1")),
+    params(
+        ("pool" = String, Path, example = "main"),
+        ("dataset" = String, Path, example = "web"),
+        ("snapshot" = String, Path, example = "s1"),
+    ),
     responses((status = 200, body = SnapshotShape))
 )]
 pub async fn get(
@@ -100,7 +104,11 @@ pub async fn create(
 /// Delete a snapshot
 #[utoipa::path(
     delete, path = "/pools/{pool}/datasets/{dataset}/snapshots/{snapshot}", tag = "snapshots",
-    params(("pool" = String, Path, example = "main"), ("dataset" = String, Path, example = "web"), ("snapshot" = String, Path, example = "s1")),
+    params(
+        ("pool" = String, Path, example = "main"),
+        ("dataset" = String, Path, example = "web"),
+        ("snapshot" = String, Path, example = "s1"),
+    ),
     responses((status = 204, description = "It is deleted; its space is freed by a collection"))
 )]
 pub async fn delete(
@@ -130,7 +138,12 @@ pub async fn delete(
 #[utoipa::path(
     put, path = "/pools/{pool}/datasets/{dataset}/snapshots/{snapshot}/holds/{tag}",
     tag = "snapshots",
-    params(("pool" = String, Path, example = "main"), ("dataset" = String, Path, example = "web"), ("snapshot" = String, Path, example = "s1"), ("tag" = String, Path, example = "audit")),
+    params(
+        ("pool" = String, Path, example = "main"),
+        ("dataset" = String, Path, example = "web"),
+        ("snapshot" = String, Path, example = "s1"),
+        ("tag" = String, Path, example = "audit"),
+    ),
     responses((status = 200, body = SnapshotShape))
 )]
 pub async fn hold(
@@ -147,7 +160,12 @@ pub async fn hold(
 #[utoipa::path(
     delete, path = "/pools/{pool}/datasets/{dataset}/snapshots/{snapshot}/holds/{tag}",
     tag = "snapshots",
-    params(("pool" = String, Path, example = "main"), ("dataset" = String, Path, example = "web"), ("snapshot" = String, Path, example = "s1"), ("tag" = String, Path, example = "audit")),
+    params(
+        ("pool" = String, Path, example = "main"),
+        ("dataset" = String, Path, example = "web"),
+        ("snapshot" = String, Path, example = "s1"),
+        ("tag" = String, Path, example = "audit"),
+    ),
     responses((status = 200, body = SnapshotShape))
 )]
 pub async fn release(

@@ -35,7 +35,11 @@ impl From<ControlError> for SearchEnd {
 /// Every version of a path across all snapshots, newest last
 #[utoipa::path(
     get, path = "/pools/{pool}/datasets/{dataset}/history", tag = "files",
-    params(("pool" = String, Path, example = "main"), ("dataset" = String, Path, example = "web"), ("path" = String, Query, example = "/a.txt")),
+    params(
+        ("pool" = String, Path, example = "main"),
+        ("dataset" = String, Path, example = "web"),
+        ("path" = String, Query, example = "/a.txt"),
+    ),
     responses((status = 200, body = Page<VersionShape>))
 )]
 pub async fn history(
@@ -68,9 +72,11 @@ pub async fn history(
     get, path = "/pools/{pool}/datasets/{dataset}/find", tag = "files",
     params(
         ("pool" = String, Path, example = "main"), ("dataset" = String, Path, example = "web"),
-        ("pattern" = String, Query, example = "*.txt", description = "A part of a name, or a glob with `*`, `?`, `[…]`"),
+        ("pattern" = String, Query, example = "*.txt",
+            description = "A part of a name, or a glob with `*`, `?`, `[…]`"),
         ("snapshot" = Option<String>, Query),
-        ("allSnapshots" = Option<bool>, Query, description = "Also in every snapshot, newest first"),
+        ("allSnapshots" = Option<bool>, Query,
+            description = "Also in every snapshot, newest first"),
         ("limit" = Option<u16>, Query, minimum = 1, maximum = 1000)
     ),
     responses((status = 200, body = Hits))
@@ -145,7 +151,8 @@ async fn every_state(
     params(
         ("pool" = String, Path, example = "main"), ("dataset" = String, Path, example = "web"),
         ("from" = String, Query, example = "s1", description = "The earlier snapshot"),
-        ("to" = Option<String>, Query, description = "The later one; without it: the dataset itself"),
+        ("to" = Option<String>, Query,
+            description = "The later one; without it: the dataset itself"),
         ("limit" = Option<u16>, Query, minimum = 1, maximum = 10000),
         ("cursor" = Option<String>, Query)
     ),

@@ -64,8 +64,8 @@ impl Restored {
         };
         let owners = some(
             self.owners_not_kept,
-            "belong to you instead of their owners (only root, with those ids in its user namespace, \
-             can set them)",
+            "belong to you instead of their owners (only root, with those ids in its user \
+             namespace, can set them)",
         );
         format!(
             "{done} {}, {}{}{}{owners}{}\n",

@@ -50,8 +50,9 @@ impl From<SnapshotInode> for PathState {
     }
 }
 
-/// Objects that paths led to in snapshots that a history has read. A snapshot never changes, and its id is
-/// never another's, so a state stays right for as long as it is remembered. Cheap to clone.
+/// Objects that paths led to in snapshots that a history has read. A snapshot never changes, and
+/// its id is never another's, so a state stays right for as long as it is remembered. Cheap to
+/// clone.
 #[derive(Clone)]
 pub(super) struct PathStates {
     cache: foyer::Cache<(SnapshotId, Arc<[u8]>), Option<PathState>>,

@@ -266,8 +266,8 @@ impl OpenRoots {
         let permit = self.permit().await?;
         let Inner { pool, volumes, closing, .. } = &*self.inner;
         let (pool, volumes, root) = (pool.clone(), volumes.clone(), root.clone());
-        // A task of its own: whoever goes away while a snapshot is being registered or opened leaves
-        // nothing behind, since it is closed then, which `close` waits for.
+        // A task of its own: whoever goes away while a snapshot is being registered or opened
+        // leaves nothing behind, since it is closed then, which `close` waits for.
         let (to, opened) = oneshot::channel();
         let tracked = closing.clone();
         closing.spawn(async move {

@@ -60,8 +60,8 @@ const LOOK_LATER: Duration = Duration::from_secs(60);
 /// … and while no node is lost.
 const NEVER: Duration = Duration::from_secs(24 * 3600);
 
-/// Returns the configuration to reachability the API server from a pod; `None`: this process is not in a
-/// pod, or in one without a ServiceAccount.
+/// Returns the configuration to reachability the API server from a pod; `None`: this process is not
+/// in a pod, or in one without a ServiceAccount.
 ///
 /// # Errors
 /// This is a pod, but its ServiceAccount cannot be used.

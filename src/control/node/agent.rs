@@ -382,8 +382,8 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
         }
     }
 
-    /// As [`Self::lose_staged`], for a shared volume that has no owner any more, or cannot be opened
-    /// here.
+    /// As [`Self::lose_staged`], for a shared volume that has no owner any more, or cannot be
+    /// opened here.
     pub(super) fn lose_shared(&self, volume: VolumeHandle, shared: &Weak<SharedVolume>, why: &str) {
         let Some(shared) = shared.upgrade() else { return };
         shared.failed.store(true, Ordering::SeqCst);

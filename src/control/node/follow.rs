@@ -243,7 +243,8 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
         }
     }
 
-    /// Returns whether this node has released the volume, or is about to, and no other has taken it.
+    /// Returns whether this node has released the volume, or is about to, and no other has taken
+    /// it.
     async fn is_left(&self, pool: &Pool, id: DatasetId) -> Result<bool, ControlError> {
         let Some(at) = pool.catalog.dataset_by_id(id).await? else { return Ok(false) };
         let session = self.volumes.settings().session;

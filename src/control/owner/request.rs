@@ -52,8 +52,8 @@ pub(in crate::control) enum OwnerRequest {
 pub(in crate::control) enum FreezeToken {
     /// The checkpoint of an open volume.
     Open(Incarnation),
-    /// The checkpoint of a released dataset, which nobody changes as long as nobody opens it: the writer epoch
-    /// that its database has while that is so.
+    /// The checkpoint of a released dataset, which nobody changes as long as nobody opens it: the
+    /// writer epoch that its database has while that is so.
     Released(Epoch),
 }
 

@@ -8,8 +8,8 @@
 //! Two holders at once do no harm: they make snapshots of the same names, and delete the same. So
 //! whoever loses the claim continues.
 //!
-//! The store's time of the claim shows whether this machine's clock is right. By a wrong one too many
-//! snapshots seem old: then none is deleted.
+//! The store's time of the claim shows whether this machine's clock is right. By a wrong one too
+//! many snapshots seem old: then none is deleted.
 //!
 //! A crash leaves a claim that expires; the next holder finds the snapshots made.
 
@@ -71,7 +71,7 @@ async fn check_clock(pool: &Pool, at: &Versioned<PolicyRun>) -> ClockCheck {
         // Another process took the claim, and deletes.
         Ok(None) => return ClockCheck::Differs,
         Err(error) => {
-            tracing::debug!(%error, "cannot compare the clock with the store's; nothing is deleted");
+            tracing::debug!(%error, "cannot compare the clock with the store's; deleting nothing");
             return ClockCheck::Differs;
         }
     };

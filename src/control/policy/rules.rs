@@ -9,8 +9,8 @@ use std::time::Duration;
 
 /// The prefix of a policy that names none.
 pub const DEFAULT_PREFIX: &str = "auto-";
-/// Most snapshots that the rules of a policy may keep: a dataset has at most [`SNAPSHOTS_MAX`], those
-/// of callers and deleted ones included.
+/// Most snapshots that the rules of a policy may keep: a dataset has at most [`SNAPSHOTS_MAX`],
+/// those of callers and deleted ones included.
 const KEPT_MAX: u64 = 400;
 /// The longest prefix, in bytes: a name has 128, and the slot and a number follow.
 const PREFIX_BYTES_MAX: usize = 64;

@@ -15,8 +15,8 @@ use tokio_util::sync::CancellationToken;
 pub const SIMULATED_DAYS_MAX: u32 = 3660;
 /// The most slots that are simulated.
 const SLOTS_MAX: usize = 20_000;
-/// One policy is simulated at a time: thousands of slots, each of which judges hundreds of snapshots,
-/// are seconds of work.
+/// One policy is simulated at a time: thousands of slots, each of which judges hundreds of
+/// snapshots, are seconds of work.
 static SIMULATING: Semaphore = Semaphore::const_new(1);
 const DAY: Duration = Duration::from_secs(24 * 3600);
 

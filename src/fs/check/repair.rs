@@ -6,12 +6,12 @@
 //! before it is lost.
 //!
 //! This is safe because only such figures change in anything that a name leads to, and because
-//! nothing is concluded from missing rows: while one row cannot be read, nothing at all is repaired,
-//! and while an entry and its inode contradict each other, nothing of the tree, and no extent is
-//! queued. Not repaired, because only their owner can choose: inodes without an entry, entries of
-//! missing inodes, names that are there twice, circles of directories, bytes behind the end of a
-//! file, impossible extents, rows that cannot be read. A file or a tree is put back from a snapshot
-//! instead.
+//! nothing is concluded from missing rows: while one row cannot be read, nothing at all is
+//! repaired, and while an entry and its inode contradict each other, nothing of the tree, and no
+//! extent is queued. Not repaired, because only their owner can choose: inodes without an entry,
+//! entries of missing inodes, names that are there twice, circles of directories, bytes behind the
+//! end of a file, impossible extents, rows that cannot be read. A file or a tree is put back from a
+//! snapshot instead.
 //!
 //! Everything goes through the committer (R4), in batches that each leave less to repair: what a
 //! crash leaves is repaired by the next run.

@@ -24,8 +24,8 @@ use std::sync::Arc;
 use tokio::sync::MutexGuard;
 
 /// Extents are planned and packed in groups, several at a time. Each is of one step of a reader's
-/// read-ahead (`content.rs` of inodes), and its chunks lie side by side in a pack; where little of a
-/// step is dirty, of several.
+/// read-ahead (`content.rs` of inodes), and its chunks lie side by side in a pack; where little of
+/// a step is dirty, of several.
 const GROUP_BYTES: u64 = 4 << 20;
 const GROUP_RECORDS: usize = 1024;
 const GROUPS_AT_ONCE: usize = 4;

@@ -125,8 +125,8 @@ async fn renew_while_open(state: Arc<RenewerState>) {
     }
 }
 
-/// Claims every record again that needs it. Beside the renewals: hundreds of records may take longer
-/// than a lease, which would expire again meanwhile, so that no claim would ever last.
+/// Claims every record again that needs it. Beside the renewals: hundreds of records may take
+/// longer than a lease, which would expire again meanwhile, so that no claim would ever last.
 async fn reacquire_owned(state: Arc<RenewerState>) {
     while !state.reacquire_all().await {
         tokio::time::sleep(state.settings.retry()).await;
@@ -148,8 +148,8 @@ impl RenewerState {
         self.generation.load(Ordering::Acquire)
     }
 
-    /// For a call that waits for the lease, or for its record to be claimed again: that is under way
-    /// beside the renewals, which more callers must not make more frequent.
+    /// For a call that waits for the lease, or for its record to be claimed again: that is under
+    /// way beside the renewals, which more callers must not make more frequent.
     pub fn renew_soon(&self) {
         if !self.is_valid() || !self.reacquiring.load(Ordering::Acquire) {
             self.wake.notify_one();

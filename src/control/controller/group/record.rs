@@ -153,8 +153,9 @@ pub(super) async fn remove(pool: &Pool, id: GroupId) -> Result<(), ControlError>
     pool.step("control.group.removed").await
 }
 
-/// Does what interrupted calls have left: completes ready groups, abandons those that are unfinished
-/// and `old`, and ends deletions. For the collector; returns the number of records removed.
+/// Does what interrupted calls have left: completes ready groups, abandons those that are
+/// unfinished and `old`, and ends deletions. For the collector; returns the number of records
+/// removed.
 pub(in crate::control) async fn finish_groups(
     pool: &Pool,
     old: impl Fn(Timestamp) -> bool,
