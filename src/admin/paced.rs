@@ -217,7 +217,7 @@ mod tests {
     use std::sync::atomic::{AtomicBool, Ordering};
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-    /// A reader that takes so much a second, of what is written as fast as it goes.
+    /// A reader of this many bytes a second, from a writer that is as fast as it can be.
     async fn written(a_second: usize) -> io::Result<()> {
         let (near, mut far) = tokio::io::duplex(1000);
         let reading = tokio::spawn(async move {

@@ -10,7 +10,7 @@ use tokio::sync::OwnedSemaphorePermit;
 
 impl Reader {
     /// Fetches chunks that are neither in memory nor in flight, as far as the read-ahead budget
-    /// goes. What is a file on this machine is read ahead by the kernel, into its own memory.
+    /// goes. A file on this machine is read ahead by the kernel, into its own memory.
     /// Returns whether there was room for all of them.
     pub(super) async fn prefetch(self: &Arc<Self>, chunks: Vec<ChunkRef>) -> bool {
         let wanted = chunks

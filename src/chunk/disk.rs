@@ -10,7 +10,7 @@
 //! - The files take at most what [`DiskSize`] allows, and less as others fill the disk: those that
 //!   were used least recently are removed.
 //! - A slow disk hardly delays a reader: what cannot be written soon is not cached.
-//! - What is kept in memory is a name and two numbers per file, for at most [`FILES_MAX`].
+//! - Memory holds a name and two numbers per file, for at most [`FILES_MAX`].
 
 use crate::bucket::in_place;
 use bytes::{Bytes, BytesMut};

@@ -40,7 +40,7 @@ pub struct Channel {
     key: KeySha256,
     /// Each pool has a lock of its own: one whose store is slow holds no other up.
     published: parking_lot::Mutex<HashMap<PoolId, Arc<Mutex<Published>>>>,
-    /// Nothing is written any more.
+    /// Nothing more is written.
     withdrawn: AtomicBool,
 }
 

@@ -174,7 +174,7 @@ mod tests {
         assert_eq!(owner(peer, local), Some(rustix::process::geteuid().as_raw()));
         assert!(is_privileged(peer, local).await);
         drop(client);
-        assert_eq!(owner(peer, local), None, "whose it was is not known any more");
+        assert_eq!(owner(peer, local), None, "its owner is no longer known");
         assert!(!is_privileged(at("192.0.2.1:5000"), local).await);
     }
 

@@ -2,7 +2,7 @@
 //!
 //! Three tasks in one, which share the unanswered calls: calls are read from the client as long as
 //! there is room, sent along the route, and their replies read from there. The first goes on while
-//! the route is changed or sought; the other two begin anew, with all unanswered calls.
+//! the route is changed or sought; the other two begin again, with all unanswered calls.
 
 use super::outgoing::{Outgoing, SMALL_BYTES, mark};
 use super::state::EndpointState;

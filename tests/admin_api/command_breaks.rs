@@ -22,7 +22,7 @@ const LET_THROUGH: u64 = 3 << 20;
 enum Then {
     /// Closes the connection, as when the server's process dies.
     Break,
-    /// Sends nothing any more, as when its machine is cut off.
+    /// Sends nothing more, as when its machine is cut off.
     Hang,
 }
 

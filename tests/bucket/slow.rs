@@ -22,7 +22,7 @@ const MBIT: u64 = 125_000;
 /// Bytes that are moved at once.
 const STEP: usize = 64 << 10;
 
-/// A store behind a link of so many bytes a second, which all bodies share.
+/// A store behind a link of this many bytes a second, which all bodies share.
 #[derive(Debug)]
 struct Link {
     inner: InMemory,

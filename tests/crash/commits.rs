@@ -48,7 +48,7 @@ struct Way {
     /// Synced before the transaction begins.
     setup: Vec<Call>,
     calls: Vec<Call>,
-    /// The transaction is committed when so many calls were answered.
+    /// The transaction is committed when this many calls were answered.
     commits: usize,
     /// Runs the program's recovery on the files; an error where it would find a damaged database.
     recover: fn(&Files) -> Result<State, String>,
@@ -153,7 +153,7 @@ fn database(name: &'static str) -> Vec<Call> {
 }
 
 /// SQLite, `journal_mode=WAL`, `synchronous=FULL`: frames are appended to the log and synced: that
-/// commits. A checkpoint writes them to the database, syncs it, and begins the log anew.
+/// commits. A checkpoint writes them to the database, syncs it, and begins the log again.
 fn write_ahead_log() -> Way {
     let mut calls: Vec<Call> = CHANGED
         .iter()
@@ -266,9 +266,9 @@ fn maildir() -> Way {
 /// Where the node dies.
 #[derive(Clone, Copy, Debug)]
 enum Death {
-    /// After so many calls.
+    /// After this many calls.
     Calls(usize),
-    /// After so many changes of the store, of the last of which the answer is lost.
+    /// After this many changes of the store, of the last of which the answer is lost.
     Requests(usize),
 }
 

@@ -42,7 +42,7 @@ async fn rows(committer: &Committer) -> Rows {
         .collect()
 }
 
-/// The state after so many of the batches that begin at `first`.
+/// The state after this many of the batches that begin at `first`.
 fn prefix(first: u64, batches: u64) -> Rows {
     (first..first + batches).map(|n| (n, value(n))).collect()
 }

@@ -283,7 +283,7 @@ impl Process {
                     difference(&self.script.trees[expected.first], found),
                 );
                 panic!(
-                    "what is there is of no state between {expected:?}; to the first: {what}; to \
+                    "the tree is of no state between {expected:?}; to the first: {what}; to \
                      the last: {last}"
                 );
             }

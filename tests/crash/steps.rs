@@ -20,7 +20,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-/// One process may take so long for a script: a step that hangs is a failure.
+/// One process may take this long for a script: a step that hangs is a failure.
 const LIMIT: Duration = Duration::from_secs(60);
 /// Cases at once: they wait a good part of their time.
 const LANES: usize = 8;

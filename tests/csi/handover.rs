@@ -187,7 +187,7 @@ async fn a_plugin_goes_on_with_anothers_volumes() {
     assert_eq!(node.registration(), registration);
     assert!(
         !node.mounter.asked()[mounts..].iter().any(|call| call.starts_with("mount")),
-        "nothing was mounted anew"
+        "nothing was mounted again"
     );
     let staging_target_path = text(&node.path("staging"));
     let unstage = NodeUnstageVolumeRequest { volume_id: node.id.clone(), staging_target_path };

@@ -125,7 +125,7 @@ async fn files_left_in_a_target_do_not_keep_a_pod_from_ending() {
     }
     assert!(
         !driver.mounter.list().await.unwrap().iter().any(|mount| mount.target == elsewhere),
-        "it is not mounted any more"
+        "it is no longer mounted"
     );
     std::fs::remove_file(elsewhere.join("stray")).unwrap();
     driver.unpublish(&id, &elsewhere).await.unwrap();

@@ -184,7 +184,7 @@ async fn the_old_pod_leaves_the_new_ones_socket_in_place() {
     assert!(!socket.exists());
 }
 
-/// Kubelet watches the folder: a socket that is made anew has it forget the driver first.
+/// Kubelet watches the folder: a socket that is made again has it forget the driver first.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_socket_that_is_handed_over_is_the_same() {
     let dir = tempfile::tempdir().unwrap();

@@ -95,7 +95,7 @@ async fn one_bad_record_keeps_nobody_waiting() {
     std::fs::write(dir.path().join("state/staged/torn.json"), "{\"format\":1,").unwrap();
     let driver = Driver::run(dir, mounter).await;
     driver.node().node_get_volume_stats(stats(&good, &at)).await.unwrap();
-    // R24, R25: not ours any more, so its mount answers ESTALE until it is unstaged.
+    // R24, R25: no longer ours, so its mount answers ESTALE until it is unstaged.
     refused(driver.stage(&bad, &lost).await, Code::FailedPrecondition, "lost");
     refused(
         driver.node().node_get_volume_stats(stats(&bad, &lost)).await,

@@ -111,7 +111,7 @@ async fn every_call_to_the_old_machine_is_stale_until_it_is_unstaged_there() {
         assert_eq!(after.len(), before.len());
         assert!(after.iter().all(|(_, status)| *status == STALE), "{when}: {after:?}");
     }
-    assert!(client.mount(&what.export).await.is_err(), "and nobody mounts it anew");
+    assert!(client.mount(&what.export).await.is_err(), "and nobody mounts it again");
     assert_eq!(getattr(there.endpoint, &file).await, OK);
     let read = Client::connect(there.endpoint, &Credentials::root())
         .await

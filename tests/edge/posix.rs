@@ -9,7 +9,8 @@
 //! times f ctime+ mtime=            … and compares them: grown, or the same
 //! stat f type=file mode=0644 nlink=1
 //! ```
-//! Paths are walked as a client does, a LOOKUP for each part; `{255}` is a name of so many letters.
+//! Paths are walked as a client does, a LOOKUP for each part; `{255}` is a name of that many
+//! letters.
 
 use crate::served::{Home, Served};
 use bytes::Bytes;

@@ -20,7 +20,7 @@ fn data(round: u64) -> Bytes {
         .into()
 }
 
-/// Writes and commits, round after round. As a kernel does: a connection that breaks is made anew,
+/// Writes and commits, round after round. As a kernel does: a connection that breaks is made again,
 /// and what has no answer, or was not kept, is sent again.
 struct Writer {
     at: SocketAddr,

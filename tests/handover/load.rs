@@ -60,7 +60,7 @@ impl Load {
         Self { seen, workers: all }
     }
 
-    /// Waits until the workers have made so many calls more.
+    /// Waits until the workers have made this many calls more.
     pub async fn more(&self, calls: u64) {
         let until = self.seen.calls.load(Ordering::Relaxed) + calls;
         let since = Instant::now();

@@ -88,7 +88,7 @@ async fn verifier(client: &Client) -> [u8; 8] {
 }
 
 /// While a new process breaks, or hangs before it can serve, the old one has not begun to hand
-/// anything over: no volume was opened anew, no connection was cut, and calls go on for as long as
+/// anything over: no volume was opened again, no connection was cut, and calls go on for as long as
 /// the other one hangs.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_broken_new_process_is_no_pause() {

@@ -112,7 +112,7 @@ fn a_creation_that_arrives_after_it_was_given_up_has_its_name() {
 }
 
 /// Opens it once more, so that it ends what waits in the background: what it gave up has no
-/// references any more.
+/// references now.
 async fn reclaimed(process: &Process, model: &mut Model, of: VolumeHandle) -> Result<(), String> {
     drop(process.open(of).await?);
     tokio::time::sleep(Duration::from_secs(60)).await;

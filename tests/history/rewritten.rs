@@ -1,5 +1,5 @@
 //! Histories aimed at packs that are rewritten (R12): whoever stores again what is being dropped
-//! of one, or was dropped, stores it anew.
+//! of one, or was dropped, stores it again.
 
 use crate::directed::{collect, cut, each, held_at, hold, release, volume};
 use crate::model::{Model, Origin};
@@ -40,7 +40,7 @@ async fn mostly_dead(
     Ok((origin, source))
 }
 
-/// A clone that has stored so much of its own that it learns what its origin stored, and then
+/// A clone that has stored enough of its own that it learns what its origin stored, and then
 /// stores what is dead of that.
 async fn clone_that_knows(
     process: &Process,

@@ -43,7 +43,7 @@ impl Writer {
         let until = self.written.load(Ordering::SeqCst) + files;
         let begun = Instant::now();
         while self.written.load(Ordering::SeqCst) < until {
-            assert!(begun.elapsed() < Duration::from_secs(60), "nothing is written any more");
+            assert!(begun.elapsed() < Duration::from_secs(60), "nothing more is written");
             assert!(!self.task.is_finished(), "a call failed");
             tokio::time::sleep(Duration::from_millis(20)).await;
         }

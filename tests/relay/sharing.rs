@@ -75,7 +75,7 @@ async fn two_nodes_read_and_write_one_volume() {
     expand(&one, &other, &id, here[0].total).await;
 
     other.unstage(&id).await;
-    assert!(far.null().await.is_err(), "nothing answers there any more");
+    assert!(far.null().await.is_err(), "nothing answers there now");
     assert_eq!(get(&near, &root, "far").await, &b"written at the owner"[..]);
     one.unstage(&id).await;
     assert_eq!(owner(&dir, &id).await, None);

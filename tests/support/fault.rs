@@ -103,7 +103,7 @@ impl Rule {
         self
     }
 
-    /// Not the first so many.
+    /// Not the first N.
     #[must_use]
     pub fn skip(mut self, n: usize) -> Self {
         self.skip = n;
@@ -178,7 +178,7 @@ impl FaultStore {
         self.state().rules.push(rule);
     }
 
-    /// No scripted and no random faults any more, and alive again.
+    /// Ends scripted and random faults, and is alive again.
     pub fn heal(&self) {
         let mut state = self.state();
         let (log, late) = (std::mem::take(&mut state.log), std::mem::take(&mut state.late));
@@ -189,17 +189,17 @@ impl FaultStore {
         self.state().random = Some((StdRng::seed_from_u64(seed), chances));
     }
 
-    /// Every request takes so long.
+    /// Every request takes this long.
     pub fn latency(&self, each: Duration) {
         self.state().latency = (!each.is_zero()).then_some(each);
     }
 
-    /// By its listings, objects are written so much later than they are.
+    /// By its listings, objects are written this much later than they are.
     pub fn clock_ahead(&self, by: Duration) {
         self.state().ahead = by;
     }
 
-    /// Nothing is done any more, and nothing answered but errors.
+    /// Nothing is done, and only errors are answered.
     pub fn die(&self) {
         self.state().dead = true;
     }

@@ -20,7 +20,7 @@ use std::fmt::Display;
 use std::str::FromStr;
 use utoipa::ToSchema;
 
-/// A dataset to create. What is left out has the default of the command line.
+/// A dataset to create. Fields that are left out have the defaults of the command line.
 #[derive(Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct NewDataset {

@@ -67,7 +67,7 @@ fn add_problem(operation: &mut Operation) {
     let schema = Ref::from_schema_name("Problem");
     let content = ContentBuilder::new().schema(Some(RefOr::Ref(schema))).build();
     let response = ResponseBuilder::new()
-        .description("What is wrong, and what to do next")
+        .description("The error, and the next step")
         .content("application/problem+json", content)
         .build();
     operation.responses.responses.insert("default".to_owned(), RefOr::T(response));

@@ -33,7 +33,7 @@ export async function restoreDialog(at, paths) {
   }
 }
 
-/** What is there now, what would come, and which snapshots have what is there now. */
+/** The present content, the restored one, and the snapshots that have the present one. */
 async function look(at, paths) {
   const [snapshots, dryRun] = await Promise.all([
     api.snapshots(at),

@@ -6,8 +6,8 @@
 //!  (closed) ─────▶ open, in use ─────────────────────▶ cached ─────────────────────────▶ closed
 //! ```
 //! A listing or a small read right after another one so asks the store for nothing but data. A head
-//! is opened anew once its state is older than [`HEAD_AGE_MAX`], or when whoever changed it says so
-//! ([`super::Browser::forget_head`]); whoever reads the older one goes on.
+//! is opened again once its state is older than [`HEAD_AGE_MAX`], or when whoever changed it says
+//! so ([`super::Browser::forget_head`]); whoever reads the older one goes on.
 
 use super::{Root, refused};
 use crate::catalog::{Dataset, Form, Snapshot};
@@ -32,7 +32,7 @@ const OPEN_MAX: usize = 64;
 const WAIT: Duration = Duration::from_secs(20);
 /// A root that was not used for this long is closed.
 pub const IDLE: Duration = Duration::from_secs(60);
-/// The state of a head that is older than this is read anew.
+/// The state of a head that is older than this is read again.
 const HEAD_AGE_MAX: Duration = Duration::from_secs(3);
 /// Interval at which idle roots are looked for.
 const POLL_INTERVAL: Duration = Duration::from_secs(10);
@@ -152,7 +152,7 @@ impl super::Browser {
         self.open.get(root).await
     }
 
-    /// The head of this dataset has changed: the next reader opens it anew.
+    /// The head of this dataset has changed: the next reader opens it again.
     pub fn forget_head(&self, dataset: DatasetId) {
         let forgotten = self.open.inner.entries.lock().remove(&Key::Head(dataset));
         // Dropped outside of the lock.

@@ -133,7 +133,7 @@ impl HandoverHold {
 }
 
 impl Staged {
-    /// Returns whether nobody follows the owner of this shared volume any more.
+    /// Returns whether nobody follows the owner of this shared volume now.
     pub fn is_unfollowed(&self) -> bool {
         matches!(&self.backing, Backing::Shared(shared) if shared.failed.load(Ordering::SeqCst))
     }
@@ -382,7 +382,7 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
         }
     }
 
-    /// As [`Self::lose_staged`], for a shared volume that has no owner any more, or cannot be
+    /// As [`Self::lose_staged`], for a shared volume that no longer has an owner, or cannot be
     /// opened here.
     pub(super) fn lose_shared(&self, volume: VolumeHandle, shared: &Weak<SharedVolume>, why: &str) {
         let Some(shared) = shared.upgrade() else { return };

@@ -66,7 +66,7 @@ pub trait Endpoints: Send + Sync + 'static {
     fn relay(&self, dataset: DatasetId, to: OwnerRoute) -> Result<(), EndpointError>;
 
     /// Holds the calls of a shared volume until they are served or relayed. What was served before
-    /// is answered no more.
+    /// is no longer answered.
     fn suspend(&self, dataset: DatasetId);
 
     /// Waits until calls of a shared volume wait although it is relayed: its owner cannot be

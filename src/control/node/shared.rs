@@ -30,7 +30,7 @@ pub(super) struct SharedVolume {
 }
 
 impl SharedVolume {
-    /// Ends the task; the volume is not opened here any more.
+    /// Ends the task; the volume is no longer opened here.
     pub async fn stop(&self) {
         self.stop.cancel();
         self.tasks.close();

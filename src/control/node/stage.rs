@@ -304,7 +304,7 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
         }
         self.endpoints.stop(dataset).await;
         drop(state);
-        // Nothing is mounted or served any more, also where the release fails: staged again, the
+        // Nothing is mounted or served now, also where the release fails: staged again, the
         // volume is opened again, once it is closed.
         self.set(dataset, StageState::Idle);
         self.release(volume).await

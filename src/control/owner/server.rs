@@ -265,7 +265,7 @@ impl MailboxServer {
     }
 
     /// Begins to carry out the new requests in a pool, the newest first: those are still waited
-    /// for. What is too much for now is left to the next poll.
+    /// for. The rest is left to the next poll.
     async fn poll(self: &Arc<Self>, pool: &Pool) -> Result<(), ControlError> {
         let volumes = &self.server.local.volumes;
         if !volumes.has_any_of(pool.id()) {

@@ -50,7 +50,7 @@ pub struct Ran {
 }
 
 impl ShownPolicy {
-    /// `None`: there is no policy any more.
+    /// `None`: the policy was deleted.
     fn of(record: &PolicyRecord, now: Timestamp) -> Option<Self> {
         let policy = record.policy.as_ref()?;
         let rules = Rules::parse(policy);

@@ -51,5 +51,5 @@ pub use simulate::{SIMULATED_DAYS_MAX, Simulated, SimulatedSnapshot};
 use std::time::Duration;
 
 /// Clocks of two machines, or of one before and after it was set, that differ by no more than this
-/// agree. What is further ahead was written by a clock that was wrong.
+/// agree. A time further ahead was written by a clock that was wrong.
 const CLOCK_SKEW: Duration = Duration::from_secs(600);

@@ -3,7 +3,7 @@
 //! Every rule looks at the ready snapshots of the policy, the newest first. `hourly`, `daily`,
 //! `weekly` and `monthly` see only the newest one of each hour, day, week or month that has any;
 //! `last` sees all. A rule by count keeps the first of those that it sees; a rule by age those that
-//! are at most so much older than the newest one. What no rule keeps is deleted.
+//! are at most that much older than the newest one. A snapshot that no rule keeps is deleted.
 //!
 //! **Age** counts time in which the policy ran: where more than [`SLOTS_COUNTED`] slots passed
 //! between two snapshots, only those count. So neither an outage nor a clock that was a year ahead

@@ -184,7 +184,7 @@ fn newest(bucket: &Bucket, truth: i64) -> Option<i64> {
     past.map(|s| s.made).max()
 }
 
-/// Plays a year. `least`: so many snapshots stay, once there were as many as the rules keep.
+/// Plays a year. `least`: this many snapshots stay, once there were as many as the rules keep.
 fn year(keep: KeepRules, full: usize, least: usize, seed: u64) -> Bucket {
     let mut rng = StdRng::seed_from_u64(seed);
     let mut bucket = Bucket::new(keep);

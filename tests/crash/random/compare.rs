@@ -95,7 +95,7 @@ pub fn judge(
             Err(what) => why += &format!("\n  after {changes} of {all} changes: {what}"),
         }
     }
-    agreed.ok_or_else(|| format!("what is there is of no state since change {required}:{why}"))
+    agreed.ok_or_else(|| format!("the tree is of no state since change {required}:{why}"))
 }
 
 fn paths(tree: &Tree) -> BTreeMap<String, Id> {
@@ -177,7 +177,7 @@ fn shape(tree: &Tree, id: Id, there: &Object) -> Result<(), String> {
     }
 }
 
-/// The batches that survive are the first so many of all, whoever's they are: what was answered
+/// The batches that survive are the first N of all, whoever's they are: what was answered
 /// before another's surviving change began is there.
 pub fn in_order(histories: &[(&History, Verdict)]) -> Result<(), String> {
     for (at, (later, verdict)) in histories.iter().enumerate() {

@@ -312,7 +312,7 @@ impl History {
         self.data.retain(|id, _| objects.contains_key(id));
     }
 
-    /// The tree after so many of the changes.
+    /// The tree after this many of the changes.
     pub fn tree(&self, changes: usize) -> Tree {
         let mut tree = self.start.clone();
         self.changes().take(changes).for_each(|step| tree.apply(&step.act));
@@ -413,7 +413,7 @@ impl History {
         self.steps.last().is_none_or(|step| step.answered.is_some())
     }
 
-    /// Begins anew from what was found: the state after so many of the changes, which that of
+    /// Begins again from what was found: the state after this many of the changes, which that of
     /// `least` of them is too.
     pub fn rebase(&mut self, least: usize, changes: usize) {
         let found = self.found.take().unwrap_or_default();

@@ -83,7 +83,7 @@ pub enum Reply {
     Instead(Answer),
     /// The connection is closed.
     Cut,
-    /// The connection is closed after so many bytes of the body.
+    /// The connection is closed after this many bytes of the body.
     CutBody(usize),
 }
 
