@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 const MIB: u64 = 1 << 20;
 const LARGE_NAME: &[u8] = b"large";
 const SMALL_NAME: &[u8] = b"small";
-/// Lanes of the works on large data and of those that create.
+/// Concurrency of the workloads on large data and of those that create files.
 const LARGE_CONCURRENCY: usize = 8;
 const LIST_BYTES: u32 = 128 << 10;
 /// The variant of the works on synced data with as many callers.

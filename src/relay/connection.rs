@@ -208,7 +208,7 @@ async fn exchange<R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(
     endpoint: &EndpointState,
     backoff: &mut Backoff,
 ) -> io::Error {
-    endpoint.calm();
+    endpoint.clear_disturbance();
     backoff.reset();
     let ended = tokio::select! {
         sent = send_calls(calls, &mut to) => sent,
@@ -264,7 +264,7 @@ async fn receive<R: AsyncRead + Unpin>(
             if !calls.unanswered.lock().answered(xid) {
                 return Err(io::Error::other("a reply to no call"));
             }
-            endpoint.calm();
+            endpoint.clear_disturbance();
             outgoing.add(reply);
             if outgoing.is_full() {
                 send_replies(outgoing, stream, endpoint).await;

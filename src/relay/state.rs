@@ -32,7 +32,7 @@ impl EndpointState {
         self.disturbed.send_if_modified(|now| !std::mem::replace(now, true));
     }
 
-    pub fn calm(&self) {
+    pub fn clear_disturbance(&self) {
         if *self.disturbed.borrow() {
             self.disturbed.send_if_modified(|now| std::mem::replace(now, false));
         }

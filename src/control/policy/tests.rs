@@ -135,7 +135,7 @@ impl Bucket {
 
 /// The fault that a turn meets.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Fate {
+enum RunEnd {
     Fine,
     /// The snapshot cannot be made.
     Fails,
@@ -149,7 +149,7 @@ impl Process {
     }
 
     /// A turn, as the runner takes it.
-    fn turn(&mut self, bucket: &mut Bucket, truth: i64, fate: Fate) {
+    fn run(&mut self, bucket: &mut Bucket, truth: i64, end: RunEnd) {
         let now = at(truth + self.ahead);
         if self.agenda.version(dataset().incarnation).is_none() {
             self.agenda.put(1, &bucket.record);
@@ -160,11 +160,11 @@ impl Process {
         self.agenda.learn(&bucket.run, now);
         let [due] = self.agenda.due(now)[..] else { return };
         let rules = self.agenda.rules(due.dataset.incarnation).unwrap().0.clone();
-        if fate == Fate::Fails {
+        if end == RunEnd::Fails {
             self.agenda.failed(due, now);
         } else {
             bucket.slot(&rules, due, now, truth);
-            if fate == Fate::Dies {
+            if end == RunEnd::Dies {
                 self.agenda = Agenda::default();
                 return;
             }
@@ -222,12 +222,12 @@ fn year(keep: KeepRules, full: usize, least: usize, seed: u64) -> Bucket {
         }
         for process in &mut processes {
             if store_is_up && truth >= process.down_until {
-                let fate = match rng.random_range(0..100) {
-                    0..3 => Fate::Fails,
-                    3 => Fate::Dies,
-                    _ => Fate::Fine,
+                let end = match rng.random_range(0..100) {
+                    0..3 => RunEnd::Fails,
+                    3 => RunEnd::Dies,
+                    _ => RunEnd::Fine,
                 };
-                process.turn(&mut bucket, truth, fate);
+                process.run(&mut bucket, truth, end);
             }
         }
         // An hour for the slot, and one for what fails and is tried again.
