@@ -48,7 +48,7 @@ pub use logging::start as start_logging;
 pub use memory::bound_allocator;
 pub use node::{NodeOptions, node};
 pub use parts::Parts;
-pub use pools::{Missing, PASSPHRASE_ENV, open as open_pools};
+pub use pools::{Missing, PASSPHRASE_ENV, open as open_pools, secret_in};
 pub use process::Ready;
 pub use runtime::{keep_private, run, stop_signal};
 pub use serve::{ServeOptions, serve};

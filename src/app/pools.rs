@@ -74,14 +74,11 @@ impl PoolConfig {
     }
 
     pub fn secret(&self) -> anyhow::Result<Option<Secret>> {
-        match (&self.passphrase_file, &self.key_file) {
-            (Some(path), _) => Ok(Some(read_secret(path)?)),
-            (None, Some(path)) => Ok(Some(read_key(path)?)),
-            (None, None) => Ok(std::env::var(PASSPHRASE_ENV)
-                .ok()
-                .filter(|p| !p.is_empty())
-                .map(|p| Secret(Zeroizing::new(p)))),
-        }
+        let in_file = secret_in(self.passphrase_file.as_deref(), self.key_file.as_deref())?;
+        Ok(in_file.or_else(|| {
+            let given = std::env::var(PASSPHRASE_ENV).ok().filter(|p| !p.is_empty());
+            given.map(|p| Secret(Zeroizing::new(p)))
+        }))
     }
 
     pub async fn open(&self, missing: Missing) -> anyhow::Result<Catalog> {
@@ -278,6 +275,15 @@ fn read_limited(path: &Path) -> anyhow::Result<Zeroizing<String>> {
     Ok(Zeroizing::new(
         std::fs::read_to_string(path).with_context(|| format!("secret {}", path.display()))?,
     ))
+}
+
+/// Reads the secret of a pool: a passphrase, or else a key.
+pub fn secret_in(passphrase: Option<&Path>, key: Option<&Path>) -> anyhow::Result<Option<Secret>> {
+    match (passphrase, key) {
+        (Some(path), _) => read_secret(path).map(Some),
+        (None, Some(path)) => read_key(path).map(Some),
+        (None, None) => Ok(None),
+    }
 }
 
 fn read_secret(path: &Path) -> anyhow::Result<Secret> {

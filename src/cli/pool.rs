@@ -1,8 +1,10 @@
-//! `pool create`, `pool info`.
+//! `pool create`, `pool info`, `pool change-key`.
 
-use super::args::{Common, Output, PoolCommand};
+use super::args::{Common, NewKeyArgs, Output, PoolCommand};
+use super::exit::Wrong;
 use crate::app;
 use crate::catalog::{Catalog, PoolRecord};
+use crate::types::Class;
 use serde_json::{Value, json};
 
 pub fn run(command: PoolCommand) -> anyhow::Result<()> {
@@ -14,6 +16,7 @@ pub fn run(command: PoolCommand) -> anyhow::Result<()> {
                 let opened = common.place.pool_itself().await?;
                 print(common.output, &opened.pool.catalog, "pool")
             }
+            PoolCommand::ChangeKey { new, common } => change_key(&new, &common).await,
         }
     })
 }
@@ -26,6 +29,21 @@ async fn create(common: &Common) -> anyhow::Result<()> {
         print(common.output, &catalog, "created pool")?;
     }
     Ok(())
+}
+
+async fn change_key(new: &NewKeyArgs, common: &Common) -> anyhow::Result<()> {
+    app::keep_private();
+    let opened = common.place.pool_itself().await?;
+    let catalog = &opened.pool.catalog;
+    if catalog.pool().encryption.is_none() {
+        let why = "the pool is not encrypted: that is decided when a pool is created";
+        return Err(Wrong::new(Class::Precondition, why));
+    }
+    let (passphrase, key) = (new.new_passphrase_file.as_deref(), new.new_key_file.as_deref());
+    if let Some(secret) = app::secret_in(passphrase, key)? {
+        catalog.change_secret(&secret).await?;
+    }
+    print(common.output, catalog, "changed the key of pool")
 }
 
 fn print(output: Output, catalog: &Catalog, what: &str) -> anyhow::Result<()> {

@@ -166,3 +166,41 @@ fn an_encrypted_pool_wants_its_passphrase() {
     assert_eq!(with(&["dataset", "list"], "wrong").code, 15);
     assert_eq!(cli.run(&["dataset", "list"]).code, 13);
 }
+
+#[test]
+fn the_passphrase_of_a_pool_is_changed() {
+    let cli = Cli::empty();
+    let with = |args: &[&str], pass: &str| {
+        answer(cli.command(args).env("ZEROFS_PASSPHRASE", pass).output().unwrap())
+    };
+    let new = cli.path().join("new");
+    std::fs::write(&new, "battery staple\n").unwrap();
+    let change = ["pool", "change-key", "--new-passphrase-file", new.to_str().unwrap()];
+    assert_eq!(with(&["pool", "create"], "correct horse").code, 0);
+    assert_eq!(with(&["dataset", "create", "a"], "correct horse").code, 0);
+    assert_eq!(with(&change, "wrong").code, 15);
+    assert_eq!(with(&change[..2], "correct horse").code, 2, "it wants the new one");
+    let changed = with(&change, "correct horse");
+    assert!(changed.code == 0 && changed.out.starts_with("changed the key of pool"), "{changed:?}");
+    assert_eq!(with(&["dataset", "list"], "correct horse").code, 15);
+    let listed = with(&["dataset", "list"], "battery staple");
+    assert!(listed.code == 0 && listed.out.contains('a'), "{listed:?}");
+
+    let key = cli.path().join("key");
+    std::fs::write(&key, "short\n").unwrap();
+    let change = ["pool", "change-key", "--new-key-file", key.to_str().unwrap()];
+    let refused = with(&change, "battery staple");
+    assert!(refused.code == 2 && refused.err.contains("openssl rand"), "{refused:?}");
+    std::fs::write(&key, "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=\n").unwrap();
+    assert_eq!(with(&change, "battery staple").code, 0);
+    assert_eq!(with(&["dataset", "list"], "battery staple").code, 15);
+}
+
+#[test]
+fn a_pool_that_is_not_encrypted_has_no_key_to_change() {
+    let cli = Cli::with_pool();
+    let new = cli.path().join("new");
+    std::fs::write(&new, "battery staple\n").unwrap();
+    let refused = cli.run(&["pool", "change-key", "--new-passphrase-file", new.to_str().unwrap()]);
+    assert!(refused.code == 13 && refused.err.contains("not encrypted"), "{refused:?}");
+}

@@ -11,7 +11,7 @@ mod values;
 pub use dataset::{DatasetCommand, NewArgs, SetArgs};
 pub use files::{CatArgs, DiffArgs, FindArgs, HistoryArgs, LsArgs, RestoreArgs};
 pub use policy::{HoldArgs, PolicyCommand, PolicySetArgs};
-pub use pool::{CheckArgs, GcArgs, PoolCommand, ScrubArgs, SpaceArgs};
+pub use pool::{CheckArgs, GcArgs, NewKeyArgs, PoolCommand, ScrubArgs, SpaceArgs};
 pub use server::{AdminArgs, BenchArgs, ControllerArgs, DemoArgs, NodeArgs, ReadyArgs, ServeArgs};
 pub use server::{TokenArgs, TokenCommand};
 pub use snapshot::{SnapshotArgs, SnapshotCommand};

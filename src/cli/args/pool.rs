@@ -25,6 +25,25 @@ pub enum PoolCommand {
         #[command(flatten)]
         common: Common,
     },
+    /// Change the passphrase or key of an encrypted pool. Data is not rewritten, and processes that
+    /// have the pool open go on; from now on it is opened with the new one alone
+    ChangeKey {
+        #[command(flatten)]
+        new: NewKeyArgs,
+        #[command(flatten)]
+        common: Common,
+    },
+}
+
+#[derive(Args, Clone, Debug)]
+#[group(required = true, multiple = false)]
+pub struct NewKeyArgs {
+    /// File whose first line is the new passphrase
+    #[arg(long, value_name = "FILE")]
+    pub new_passphrase_file: Option<PathBuf>,
+    /// File whose first line is the new key: 32 bytes in base 64
+    #[arg(long, value_name = "FILE")]
+    pub new_key_file: Option<PathBuf>,
 }
 
 #[derive(Args, Clone, Debug)]
