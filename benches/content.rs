@@ -19,7 +19,7 @@ use zerofs_csi::crypto::{Keyring, Secret, WrappedKey};
 use zerofs_csi::fs::api::*;
 use zerofs_csi::fs::db::{DbCache, DbPlace};
 use zerofs_csi::fs::{Fs, FsMemory, FsOptions, FsProperties, RootAttr, SyncMode};
-use zerofs_csi::types::{EntryName, FamilyId, Incarnation, PoolId, WallClock};
+use zerofs_csi::types::{EntryName, FamilyId, Incarnation, IoLimits, PoolId, WallClock};
 
 const POOL: PoolId = PoolId::from_bytes([1; 16]);
 const MIB: usize = 1 << 20;
@@ -68,6 +68,7 @@ impl Place {
                 record_bytes: self.record_bytes,
                 codec: Codec::Lz4,
                 shows_snapshots: false,
+                limits: IoLimits::default(),
             },
             flush_interval: Duration::from_secs(2),
             memory: FsMemory::new(52 << 20, 43 << 20),

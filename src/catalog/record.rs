@@ -42,6 +42,8 @@ pub struct Properties {
     pub root_mode: u32,
     #[serde(default, skip_serializing_if = "is_default")]
     pub snapdir: Snapdir,
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub limits: IoLimits,
 }
 
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {
@@ -100,6 +102,7 @@ impl Default for Properties {
             root_gid: 0,
             root_mode: 0o755,
             snapdir: Snapdir::Hidden,
+            limits: IoLimits::default(),
         }
     }
 }

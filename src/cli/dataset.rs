@@ -19,7 +19,7 @@ use crate::app;
 use crate::catalog::{Dataset, Form, Properties};
 use crate::control::browse::{HoldChange, Names, NewSnapshot, Root, dataset_name, split_snapshot};
 use crate::control::{NewVolume, ReleaseMode, Source};
-use crate::types::{ByteSize, Class, SnapshotHandle, VolumeHandle};
+use crate::types::{ByteSize, Class, IoLimits, SnapshotHandle, VolumeHandle};
 use std::collections::BTreeMap;
 
 pub fn run(command: DatasetCommand) -> anyhow::Result<()> {
@@ -74,6 +74,11 @@ fn properties(new: &NewArgs) -> anyhow::Result<Properties> {
     properties.codec = new.compression.unwrap_or(properties.codec);
     properties.snapdir = new.snapdir.unwrap_or(properties.snapdir);
     properties.quota_inodes = new.inodes;
+    properties.limits = IoLimits {
+        max_read_bandwidth: new.max_read_bandwidth.map(|size| size.0),
+        max_write_bandwidth: new.max_write_bandwidth.map(|size| size.0),
+        max_iops: new.max_iops,
+    };
     properties.root_uid = new.uid.unwrap_or(properties.root_uid);
     properties.root_gid = new.gid.unwrap_or(properties.root_gid);
     properties.root_mode = new.mode.unwrap_or(properties.root_mode);
@@ -136,6 +141,9 @@ fn request(
         root_uid: Some(properties.root_uid),
         root_gid: Some(properties.root_gid),
         root_mode: Some(properties.root_mode),
+        max_read_bandwidth: properties.limits.max_read_bandwidth,
+        max_write_bandwidth: properties.limits.max_write_bandwidth,
+        max_iops: properties.limits.max_iops,
     }
 }
 

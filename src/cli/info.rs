@@ -29,6 +29,10 @@ pub struct DatasetShown {
     /// The dataset is the snapshot that it was made from.
     pub read_only: bool,
     pub quota_inodes: Option<u64>,
+    /// Bytes a second; `None`: unlimited, as in those below.
+    pub max_read_bandwidth: Option<u64>,
+    pub max_write_bandwidth: Option<u64>,
+    pub max_iops: Option<u64>,
     pub access_modes: Vec<String>,
 }
 
@@ -86,6 +90,9 @@ impl From<proto::Dataset> for DatasetShown {
             compression: dataset.compression,
             read_only: dataset.read_only,
             quota_inodes: dataset.quota_inodes,
+            max_read_bandwidth: dataset.max_read_bandwidth,
+            max_write_bandwidth: dataset.max_write_bandwidth,
+            max_iops: dataset.max_iops,
             access_modes: dataset.access_modes,
         }
     }
@@ -126,12 +133,26 @@ impl DatasetShown {
             compression: dataset.properties.codec.as_str().to_owned(),
             read_only: dataset.form == Form::Snapshot,
             quota_inodes: dataset.properties.quota_inodes,
+            max_read_bandwidth: dataset.properties.limits.max_read_bandwidth,
+            max_write_bandwidth: dataset.properties.limits.max_write_bandwidth,
+            max_iops: dataset.properties.limits.max_iops,
             access_modes: dataset.access_modes.clone(),
         }
     }
 
     fn form(&self) -> String {
         if self.read_only { "read-only" } else { "writable" }.to_owned()
+    }
+
+    /// The limits that it has.
+    fn limits(&self) -> impl Iterator<Item = (&'static str, String)> {
+        let bandwidth = |bytes: Option<u64>| bytes.map(|bytes| format!("{}/s", ByteSize(bytes)));
+        let limits = [
+            ("max read", bandwidth(self.max_read_bandwidth)),
+            ("max write", bandwidth(self.max_write_bandwidth)),
+            ("max IOPS", self.max_iops.map(|iops| iops.to_string())),
+        ];
+        limits.into_iter().filter_map(|(name, limit)| Some((name, limit?)))
     }
 
     pub fn text(&self) -> String {
@@ -155,7 +176,10 @@ impl DatasetShown {
             ("record size", ByteSize(u64::from(self.record_bytes)).to_string()),
             ("compression", self.compression.clone()),
         ];
-        rows.iter().map(|(name, value)| format!("{name:<12} {value}\n")).collect()
+        rows.into_iter()
+            .chain(self.limits())
+            .map(|(name, value)| format!("{name:<12} {value}\n"))
+            .collect()
     }
 }
 

@@ -18,6 +18,9 @@ fn changes(properties: &[Property]) -> PropertyChanges {
             Property::Sync(mode) => changes.sync = Some(mode),
             Property::Compression(codec) => changes.codec = Some(codec),
             Property::Snapdir(snapdir) => changes.snapdir = Some(snapdir),
+            Property::MaxReadBandwidth(limit) => changes.max_read_bandwidth = Some(limit),
+            Property::MaxWriteBandwidth(limit) => changes.max_write_bandwidth = Some(limit),
+            Property::MaxIops(limit) => changes.max_iops = Some(limit),
         }
     }
     changes
@@ -35,6 +38,9 @@ fn request(pool: &str, dataset: &str, changes: &PropertyChanges) -> proto::SetPr
         record_bytes: changes.record_bytes,
         compression: changes.codec.map(|codec| codec.as_str().to_owned()),
         snapdir: changes.snapdir.map(|snapdir| snapdir.as_str().to_owned()),
+        max_read_bandwidth: changes.max_read_bandwidth.map(Option::unwrap_or_default),
+        max_write_bandwidth: changes.max_write_bandwidth.map(Option::unwrap_or_default),
+        max_iops: changes.max_iops.map(Option::unwrap_or_default),
     }
 }
 

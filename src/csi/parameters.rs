@@ -4,12 +4,15 @@
 use super::status::{RequestError, invalid};
 use crate::catalog::Properties;
 use crate::control::PropertyChanges;
-use crate::types::{ByteSize, SyncMode, is_owner};
+use crate::types::{ByteSize, SyncMode, is_owner, parse_bandwidth};
 use std::collections::{BTreeMap, HashMap};
 
 /// The prefix of parameters that external-provisioner adds, or consumes itself.
 const RESERVED: &str = "csi.storage.k8s.io/";
-const ALLOWED: &str = "pool, sync, recordsize, compression, uid, gid, mode, inodeQuota, snapdir";
+const ALLOWED: &str = "pool, sync, recordsize, compression, uid, gid, mode, inodeQuota, snapdir, \
+    maxReadBandwidth, maxWriteBandwidth, maxIops";
+/// The expected value of a bandwidth.
+const BANDWIDTH: &str = "the bytes of a second, like 50Mi, or none";
 /// R6: a file's records have 4 KiB to 1 MiB, a power of two.
 const RECORD_BYTES_MIN: u32 = 4 << 10;
 const RECORD_BYTES_MAX: u32 = 1 << 20;
@@ -72,6 +75,19 @@ pub(super) fn parse(parameters: &HashMap<String, String>) -> Result<Parameters, 
             "snapdir" => {
                 properties.snapdir = value.parse().map_err(|_| bad("hidden or visible"))?;
             }
+            "maxReadBandwidth" => {
+                properties.limits.max_read_bandwidth =
+                    parse_bandwidth(value).map_err(|_| bad(BANDWIDTH))?;
+            }
+            "maxWriteBandwidth" => {
+                properties.limits.max_write_bandwidth =
+                    parse_bandwidth(value).map_err(|_| bad(BANDWIDTH))?;
+            }
+            "maxIops" if value == "none" => properties.limits.max_iops = None,
+            "maxIops" => {
+                let iops = number(value).ok_or_else(|| bad("calls a second, or none"))?;
+                properties.limits.max_iops = Some(iops);
+            }
             _ => return Err(unknown(name)),
         }
     }
@@ -82,7 +98,16 @@ pub(super) fn parse(parameters: &HashMap<String, String>) -> Result<Parameters, 
 pub(super) fn changes(
     parameters: &HashMap<String, String>,
 ) -> Result<PropertyChanges, RequestError> {
-    const MUTABLE: [&str; 5] = ["sync", "recordsize", "compression", "inodeQuota", "snapdir"];
+    const MUTABLE: [&str; 8] = [
+        "sync",
+        "recordsize",
+        "compression",
+        "inodeQuota",
+        "snapdir",
+        "maxReadBandwidth",
+        "maxWriteBandwidth",
+        "maxIops",
+    ];
     let given = own(parameters)?;
     if let Some(name) = given.keys().find(|name| !MUTABLE.contains(&name.as_str())) {
         let why = if ALLOWED.split(", ").any(|known| known == name) {
@@ -105,6 +130,9 @@ pub(super) fn changes(
         codec: has("compression").then_some(parsed.codec),
         snapdir: has("snapdir").then_some(parsed.snapdir),
         inodes: parsed.quota_inodes.map(Some),
+        max_read_bandwidth: has("maxReadBandwidth").then_some(parsed.limits.max_read_bandwidth),
+        max_write_bandwidth: has("maxWriteBandwidth").then_some(parsed.limits.max_write_bandwidth),
+        max_iops: has("maxIops").then_some(parsed.limits.max_iops),
     })
 }
 
@@ -179,6 +207,7 @@ mod tests {
     use super::*;
     use crate::catalog::Snapdir;
     use crate::chunk::Codec;
+    use crate::types::IoLimits;
 
     fn map(pairs: &[(&str, &str)]) -> HashMap<String, String> {
         pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect()
@@ -196,11 +225,14 @@ mod tests {
             ("mode", "2775"),
             ("inodeQuota", "5000"),
             ("snapdir", "visible"),
+            ("maxReadBandwidth", "100Mi"),
+            ("maxWriteBandwidth", "none"),
+            ("maxIops", "500"),
             ("csi.storage.k8s.io/pvc/name", "claim"),
         ]))
         .unwrap();
         assert_eq!(parsed.pool.as_deref(), Some("fast"));
-        assert_eq!(parsed.given.len(), 9);
+        assert_eq!(parsed.given.len(), 12);
         let expected = Properties {
             sync: Some(SyncMode::Always),
             record_bytes: 128 << 10,
@@ -210,6 +242,11 @@ mod tests {
             root_gid: 2000,
             root_mode: 0o2775,
             snapdir: Snapdir::Visible,
+            limits: IoLimits {
+                max_read_bandwidth: Some(100 << 20),
+                max_write_bandwidth: None,
+                max_iops: Some(500),
+            },
         };
         assert_eq!(parsed.properties, expected);
         assert_eq!(parse(&HashMap::new()).unwrap().properties, Properties::default());
@@ -226,12 +263,20 @@ mod tests {
 
     #[test]
     fn a_class_of_attributes_changes_what_it_names() {
-        let given = [("sync", "disabled"), ("snapdir", "hidden"), ("inodeQuota", "99")];
+        let given = [
+            ("sync", "disabled"),
+            ("snapdir", "hidden"),
+            ("inodeQuota", "99"),
+            ("maxReadBandwidth", "none"),
+            ("maxIops", "250"),
+        ];
         let parsed = changes(&map(&given)).unwrap();
         let expected = PropertyChanges {
             sync: Some(Some(SyncMode::Disabled)),
             snapdir: Some(Snapdir::Hidden),
             inodes: Some(Some(99)),
+            max_read_bandwidth: Some(None),
+            max_iops: Some(Some(250)),
             ..PropertyChanges::default()
         };
         assert_eq!(parsed, expected);
@@ -241,6 +286,7 @@ mod tests {
             ("uid", "1000", "chosen once"),
             ("pool", "fast", "chosen once"),
             ("iops", "100", "unknown"),
+            ("maxIops", "many", "calls a second"),
             ("sync", "never", "standard"),
         ] {
             let refused = changes(&map(&[(name, value)])).unwrap_err().to_string();
@@ -277,6 +323,11 @@ mod tests {
             ("inodeQuota", "x"),
             ("inodeQuota", "99999999999999999999"),
             ("snapdir", "yes"),
+            ("maxReadBandwidth", ""),
+            ("maxReadBandwidth", "50Mi/s"),
+            ("maxWriteBandwidth", "-1"),
+            ("maxIops", ""),
+            ("maxIops", "1k"),
         ];
         for (name, value) in bad {
             let refused = parse(&map(&[(name, value)])).unwrap_err().to_string();

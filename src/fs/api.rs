@@ -3,10 +3,11 @@
 //! The set is what NFSv3 can carry (RFC 1813), with POSIX meaning; handles' bytes, status numbers
 //! and XDR belong to the edge. Every call is self-contained: there is no open file.
 
-use super::FsError;
+use super::{FsError, Throttle};
 use crate::types::{EntryName, InodeNo, Timestamp};
 use bytes::Bytes;
 use std::future::Future;
+use std::sync::Arc;
 
 /// Names an object for as long as the dataset lives: a reused inode number has another generation
 /// (R7).
@@ -249,6 +250,11 @@ pub trait FileSystem: Send + Sync + 'static {
 
     /// Random for each writable open of the database (R18).
     fn write_verifier(&self) -> [u8; 8];
+
+    /// The limits of its reads and writes, which the edge keeps; `None`: it has none.
+    fn throttle(&self) -> Option<&Arc<Throttle>> {
+        None
+    }
 
     /// Answers from memory where it can; no permission is needed.
     fn getattr(&self, file: FileRef) -> impl Future<Output = Result<Attr, FsError>> + Send;

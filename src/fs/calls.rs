@@ -2,14 +2,15 @@
 //! be done twice also pass through the duplicate request cache; and each is answered only when what
 //! it promises holds (see [`Promise`]).
 
-use super::FsError;
 use super::api::*;
 use super::dataset::{Fs, Promise, RETRY_PAUSE};
 use super::names::{Listed, Outcome, Removal};
 use super::permission;
 use super::replies::{Begun, Done, ReplySlot};
+use super::{FsError, Throttle};
 use crate::types::{EntryName, Timestamp};
 use bytes::Bytes;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Time limit for a WRITE that waits for the store: less than a client waits before it retransmits.
@@ -129,6 +130,10 @@ impl FileSystem for Fs {
 
     fn write_verifier(&self) -> [u8; 8] {
         self.committer.write_verifier()
+    }
+
+    fn throttle(&self) -> Option<&Arc<Throttle>> {
+        Some(&self.throttle)
     }
 
     async fn getattr(&self, file: FileRef) -> Result<Attr, FsError> {
@@ -369,7 +374,7 @@ impl FileSystem for Fs {
 
 impl Fs {
     /// Flushes the file's data and metadata to the store, for WRITE(FILE_SYNC) and COMMIT.
-    async fn flush(&self, node: &std::sync::Arc<super::inode::Node>) -> Result<(), FsError> {
+    async fn flush(&self, node: &Arc<super::inode::Node>) -> Result<(), FsError> {
         let ticket = self.contents.flush(node).await?;
         self.await_durable(Promise::Durable, ticket.unwrap_or_default().max(node.last())).await
     }
@@ -378,10 +383,7 @@ impl Fs {
     /// [`FsError::Unavailable`] sends a new call, and the data would take effect again, over what
     /// was written since (R36): so this waits for the store, and only then asks the client to
     /// retry.
-    async fn flush_written(
-        &self,
-        node: &std::sync::Arc<super::inode::Node>,
-    ) -> Result<(), FsError> {
+    async fn flush_written(&self, node: &Arc<super::inode::Node>) -> Result<(), FsError> {
         let since = std::time::Instant::now();
         loop {
             match self.flush(node).await {

@@ -1,7 +1,6 @@
 //! One open file system: opening, closing, and what an acknowledgement waits for. The calls
 //! themselves are in [`super::calls`].
 
-use super::FsError;
 use super::api::{FileKind, FileRef, StatFs};
 use super::committer::{Batch, Committer, Ticket};
 use super::content::Contents;
@@ -16,6 +15,7 @@ use super::options::{FsMemory, FsOptions, FsProperties};
 use super::permission;
 use super::replies::ReplyCache;
 use super::row::{Inode, Row};
+use super::{FsError, Throttle};
 use crate::chunk::ChunkStore;
 use crate::types::{Epoch, InodeNo, PackId, SyncMode, Timestamp};
 use parking_lot::{Mutex, RwLock};
@@ -42,6 +42,7 @@ pub struct Fs {
     pub(super) gate: Arc<Gate>,
     pub(super) lease: Arc<dyn Lease>,
     sync: RwLock<SyncMode>,
+    pub(super) throttle: Arc<Throttle>,
     root: FileRef,
     quota_bytes: Mutex<Option<u64>>,
     tasks: TaskTracker,
@@ -144,6 +145,7 @@ impl Fs {
             gate: Arc::default(),
             lease,
             sync: RwLock::new(properties.sync),
+            throttle: Throttle::new(properties.limits),
             root,
             quota_bytes: Mutex::new(properties.quota_bytes),
             tasks: TaskTracker::new(),
@@ -160,12 +162,16 @@ impl Fs {
         self.tasks.spawn(async move { flush_by_time(&committer, flush_interval, &stop).await });
         let (committer, stop, gate) =
             (self.committer.clone(), self.stop.clone(), self.gate.clone());
+        let throttle = self.throttle.clone();
         self.tasks.spawn(async move {
             tokio::select! {
                 () = stop.cancelled() => {}
                 // From here on nothing may be answered, not even from memory: another owner may
                 // have changed it.
-                reason = committer.stopped() => gate.shut(reason),
+                reason = committer.stopped() => {
+                    gate.shut(reason);
+                    throttle.lift();
+                }
             }
         });
     }
@@ -220,6 +226,7 @@ impl Fs {
         self.names.set_record_bits(record_bits(properties.record_bytes)?);
         self.names.show_snapshots(properties.shows_snapshots);
         self.contents.set_codec(properties.codec);
+        self.throttle.set(properties.limits);
         self.set_quota(properties.quota_bytes, properties.quota_inodes);
         *self.sync.write() = properties.sync;
         // Also where nothing has changed: it may be the retry of a change whose flush failed.

@@ -33,6 +33,7 @@ mod replies;
 mod restore;
 pub mod row;
 mod snapshot_fs;
+mod throttle;
 mod walk;
 
 pub use crate::types::SyncMode;
@@ -46,4 +47,5 @@ pub use names::Page;
 pub use options::{FsMemory, FsOptions, FsProperties, RootAttr};
 pub use restore::{Overwrite, Progress, RestoreError, Restored, Route};
 pub use snapshot_fs::{SnapshotFs, SnapshotInode, SnapshotMemory};
+pub use throttle::{Admission, Delay, Io, Throttle};
 pub use walk::Walk;

@@ -7,7 +7,7 @@ use super::inode::InodeMemory;
 use super::permission;
 use super::snapshot_fs::SnapshotMemory;
 use crate::chunk::Codec;
-use crate::types::{SyncMode, WallClock};
+use crate::types::{IoLimits, SyncMode, WallClock};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -66,6 +66,8 @@ pub struct FsProperties {
     pub codec: Codec,
     /// Whether the root directory lists `.snapshots`; the layer that serves it resolves that name.
     pub shows_snapshots: bool,
+    /// Of its reads and writes, for all callers together.
+    pub limits: IoLimits,
 }
 
 /// Options for opening a dataset.

@@ -87,7 +87,7 @@ mod tests {
     use crate::fs::api::{Caller, CreateHow, FileKind, FileRef, FileSystem, SetAttr};
     use crate::fs::db::{DbCache, DbPlace, Reader};
     use crate::fs::{Fs, FsMemory, FsOptions, FsProperties, RootAttr, SyncMode};
-    use crate::types::{FamilyId, Incarnation, PoolId, WallClock};
+    use crate::types::{FamilyId, Incarnation, IoLimits, PoolId, WallClock};
     use std::time::Duration;
 
     async fn files(fs: &Fs, dir: FileRef, count: usize) {
@@ -131,6 +131,7 @@ mod tests {
                 record_bytes: 4096,
                 codec: Codec::Lz4,
                 shows_snapshots: false,
+                limits: IoLimits::default(),
             },
             flush_interval: Duration::from_secs(1),
             memory: FsMemory::new(1 << 20, 64 << 20),

@@ -20,7 +20,7 @@ pub struct Limits {
     pub read_bytes: usize,
     /// Bytes of WRITE payload received and not answered, likewise.
     pub write_bytes: usize,
-    /// READs of one connection that wait for bytes.
+    /// READs of one connection that wait for bytes, or for their volume's limits.
     pub reads_waiting: usize,
     /// Other calls of one connection that wait for the file system.
     pub calls: usize,

@@ -11,6 +11,7 @@ use super::call::Call;
 use super::dispatch::{Answer, dispatch};
 use super::duplicate::{Arrived, First};
 use super::export::{ExportTable, Found};
+use super::limited::{self, Admitted, Wait};
 use super::mount::{self, MountArgs};
 use super::outbox::{Message, Outbox, SMALL_BYTES};
 use super::peer::Trust;
@@ -323,6 +324,17 @@ impl<T: ExportTable> Connection<T> {
     }
 
     async fn carry_out(&mut self, call: Call<T>, args: Args, first: Option<First>) -> Begun {
+        let wait = match limited::admit(&self.shared, &args) {
+            Admitted::Now => None,
+            Admitted::Later(wait) => Some(wait),
+            Admitted::Refused => {
+                let reply = limited::retry(&call, &args).await;
+                if let Some(first) = first {
+                    first.done(&reply);
+                }
+                return Begun::Reply(reply);
+            }
+        };
         let mut taken = self.receiving.take();
         let payload = args.payload_bytes();
         if payload > 0 && taken.is_none() {
@@ -335,22 +347,42 @@ impl<T: ExportTable> Connection<T> {
             };
         }
         if let Some(bytes) = args.reply_bytes() {
+            if wait.is_some() {
+                return self.wait_for_bytes(call, args, bytes, wait).await;
+            }
             match self.read_bytes.try_take(bytes) {
                 Some(now) => taken = Some(now),
-                None => return self.wait_for_bytes(call, args, bytes).await,
+                None => return self.wait_for_bytes(call, args, bytes, None).await,
             }
         }
-        self.poll_once(dispatch(call, args), taken, first).await
+        let xid = call.xid;
+        let answer = dispatch(call, args);
+        match wait {
+            None => self.poll_once(answer, taken, first).await,
+            Some(wait) => {
+                let answer = limited::answered_late(xid, answer, taken, wait);
+                self.poll_once(answer, None, first).await
+            }
+        }
     }
 
-    /// Waits for the bytes of a READ beyond the budget, in a task of its own, so that later calls
-    /// do not wait.
-    async fn wait_for_bytes(&mut self, call: Call<T>, args: Args, bytes: usize) -> Begun {
+    /// Waits for the limits of a READ's volume, and for its bytes beyond the budget, in a task of
+    /// its own, so that later calls do not wait.
+    async fn wait_for_bytes(
+        &mut self,
+        call: Call<T>,
+        args: Args,
+        bytes: usize,
+        wait: Option<Wait<T::Fs>>,
+    ) -> Begun {
         self.send_batch();
         self.reads.below(self.shared.options.limits.reads_waiting).await;
         let counted = self.reads.enter();
         let (outbox, budget) = (self.outbox.clone(), self.read_bytes.clone());
         tokio::spawn(async move {
+            if let Some(wait) = wait {
+                wait.ended().await;
+            }
             let taken = budget.take(bytes).await;
             let reply = dispatch(call, args).await;
             outbox.send(Message { taken, ..reply.into_message() });

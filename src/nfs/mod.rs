@@ -34,6 +34,7 @@ mod duplicate;
 mod export;
 mod handle;
 mod in_process;
+mod limited;
 mod listing;
 mod mount;
 mod mounted;

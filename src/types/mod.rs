@@ -6,6 +6,7 @@
 mod backoff;
 mod class;
 mod id;
+mod io_limits;
 mod name;
 mod owner;
 mod size;
@@ -19,6 +20,7 @@ pub use id::{
     InodeNo, JournalDirId, NameKey, PackId, PoolId, SNAPSHOT_SERIAL_MAX, SessionId, SnapshotHandle,
     SnapshotId, VolumeHandle,
 };
+pub use io_limits::{IoLimits, IoLimitsError, parse_bandwidth};
 pub use name::{DatasetName, EntryName, NameError, SnapshotName};
 pub use owner::is_owner;
 pub use size::{ByteSize, SizeError};

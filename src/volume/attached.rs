@@ -96,7 +96,7 @@ impl Volumes {
         Ok(Attached {
             pool: pool.pool().id,
             dataset: id,
-            exported: Arc::new(one),
+            exported: Arc::new(one.limited(dataset.properties.limits)),
             handle_key,
             owned: None,
         })

@@ -20,8 +20,8 @@ use super::open_snapshots::{OpenSnapshot, OpenSnapshots, RetainedBy};
 use super::snapdir::SnapDir;
 use crate::catalog::Catalog;
 use crate::fs::api::*;
-use crate::fs::{Fs, FsError};
-use crate::types::{EntryName, Incarnation, InodeNo, SnapshotId, Timestamp};
+use crate::fs::{Fs, FsError, Throttle};
+use crate::types::{EntryName, Incarnation, InodeNo, IoLimits, SnapshotId, Timestamp};
 use bytes::Bytes;
 use std::sync::Arc;
 
@@ -29,6 +29,7 @@ use std::sync::Arc;
 pub struct ExportedFs {
     root: FileRef,
     tree: Tree,
+    throttle: Option<Arc<Throttle>>,
 }
 
 enum Tree {
@@ -122,7 +123,8 @@ impl ExportedFs {
         open_snapshots: OpenSnapshots,
     ) -> Self {
         let snapshots = SnapDir::new(pool, dataset, open_snapshots);
-        Self { root: fs.root(), tree: Tree::Live(fs, snapshots) }
+        let throttle = fs.throttle().cloned();
+        Self { root: fs.root(), tree: Tree::Live(fs, snapshots), throttle }
     }
 
     /// One snapshot. It is opened again whenever it was closed as idle.
@@ -137,7 +139,14 @@ impl ExportedFs {
     ) -> Result<Self, FsError> {
         let root = open_snapshots.get(pool, id, retained_by).await?.fs().root();
         let (open_snapshots, pool) = (open_snapshots.clone(), pool.clone());
-        Ok(Self { root, tree: Tree::Snapshot { open_snapshots, pool, id, retained_by } })
+        let tree = Tree::Snapshot { open_snapshots, pool, id, retained_by };
+        Ok(Self { root, tree, throttle: None })
+    }
+
+    /// Limits the reads of a snapshot.
+    #[must_use]
+    pub(super) fn limited(self, limits: IoLimits) -> Self {
+        Self { throttle: Some(Throttle::new(limits)), ..self }
     }
 
     async fn object(&self, file: FileRef) -> Result<Object<'_>, FsError> {
@@ -224,6 +233,10 @@ impl FileSystem for ExportedFs {
             Tree::Live(fs, _) => fs.write_verifier(),
             Tree::Snapshot { .. } => [0; 8],
         }
+    }
+
+    fn throttle(&self) -> Option<&Arc<Throttle>> {
+        self.throttle.as_ref()
     }
 
     async fn getattr(&self, file: FileRef) -> Result<Attr, FsError> {

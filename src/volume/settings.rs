@@ -66,6 +66,7 @@ pub(super) fn fs_properties(dataset: &Dataset) -> FsProperties {
         record_bytes: properties.record_bytes,
         codec: properties.codec,
         shows_snapshots: properties.snapdir == Snapdir::Visible,
+        limits: properties.limits,
     }
 }
 

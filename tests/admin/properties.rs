@@ -2,8 +2,9 @@
 
 use super::Cli;
 use super::serving::Serving;
-use zerofs_csi::fs::api::DirCookie;
-use zerofs_csi::nfs::client::{Client, Credentials};
+use bytes::Bytes;
+use zerofs_csi::fs::api::{CreateHow, DirCookie, SetAttr, Stability};
+use zerofs_csi::nfs::client::{Client, Credentials, FileHandle};
 
 #[test]
 fn properties_of_a_released_dataset_are_set() {
@@ -16,6 +17,9 @@ fn properties_of_a_released_dataset_are_set() {
         "sync=always",
         "compression=zstd",
         "snapdir=visible",
+        "maxReadBandwidth=100Mi",
+        "maxWriteBandwidth=50Mi",
+        "maxIops=500",
     ];
     let set = cli.json(&[&["dataset", "set", "web"], &all[..]].concat());
     assert_eq!(
@@ -24,7 +28,14 @@ fn properties_of_a_released_dataset_are_set() {
     );
     assert_eq!((&set["sync"], &set["compression"]), (&"always".into(), &"zstd".into()));
     assert_eq!(set["record_bytes"].as_u64(), Some(128 << 10));
-    let set = cli.json(&["dataset", "set", "web", "inodes=none", "sync=default"]);
+    assert_eq!(
+        (&set["max_read_bandwidth"], &set["max_write_bandwidth"], &set["max_iops"]),
+        (&(100 << 20).into(), &(50 << 20).into(), &500.into())
+    );
+    let text = cli.ok(&["dataset", "info", "web"]);
+    assert!(text.contains("100 MiB/s") && text.contains("max IOPS"), "{text}");
+    let set = cli.json(&["dataset", "set", "web", "inodes=none", "sync=default", "maxIops=none"]);
+    assert_eq!(set["max_iops"], serde_json::Value::Null);
     assert_eq!(
         (&set["quota_inodes"], &set["sync"]),
         (&serde_json::Value::Null, &serde_json::Value::Null)
@@ -38,6 +49,9 @@ fn properties_of_a_released_dataset_are_set() {
         ("colour=red", "there is no property"),
         ("size", "size=VALUE"),
         ("inodes=0", "root directory"),
+        ("maxReadBandwidth=50", "use 1Mi to 1Ti"),
+        ("maxWriteBandwidth=fast", "is not a size"),
+        ("maxIops=1", "use 10 to 10000000"),
     ] {
         let refused = cli.run(&["dataset", "set", "web", property]);
         assert!(refused.code == 2 && refused.err.contains(part), "{property}: {refused:?}");
@@ -57,7 +71,27 @@ async fn the_owner_of_an_open_dataset_is_told() {
     assert_eq!(client.fsstat(&dir).await.unwrap().total_bytes, 3 << 30);
     let listed = client.readdir(&root, DirCookie(0), [0; 8], 4096).await.unwrap();
     assert!(listed.entries.iter().any(|entry| &entry.name[..] == b".snapshots"), "{listed:?}");
+    writes_wait_for_a_limit(&cli, &client, &dir).await;
     serving.stop();
+}
+
+/// Until it is changed.
+async fn writes_wait_for_a_limit(cli: &Cli, client: &Client, dir: &FileHandle) {
+    cli.ok(&["dataset", "set", "web", "maxWriteBandwidth=1Mi"]);
+    let how = CreateHow::Unchecked(SetAttr::default());
+    let file = client.create(dir, b"file", &how).await.unwrap().handle;
+    let write = |n: u64| {
+        let (client, file) = (client.clone(), file.clone());
+        let data = Bytes::from(vec![1; 1 << 20]);
+        tokio::spawn(async move { client.write(&file, n << 20, data, Stability::Unstable).await })
+    };
+    let writes: Vec<_> = (0..25).map(write).collect();
+    client.commit(&file, 0, 0).await.unwrap();
+    assert!(!writes.iter().all(|write| write.is_finished()));
+    cli.ok(&["dataset", "set", "web", "maxWriteBandwidth=none"]);
+    let done = futures::future::join_all(writes);
+    let done = tokio::time::timeout(std::time::Duration::from_secs(15), done).await.unwrap();
+    assert!(done.into_iter().all(|written| written.unwrap().unwrap().count == 1 << 20));
 }
 
 #[test]

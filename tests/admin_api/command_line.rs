@@ -185,7 +185,12 @@ async fn changes_are_made_through_a_server() {
     };
     let new = &["--size", "1Gi", "--sync", "always", "--recordsize", "16Ki", "--inodes", "500"];
     let more = &["--compression", "zstd", "--snapdir", "visible", "--mode", "2750", "--uid", "7"];
-    let made = told(&[&["dataset", "create", "logs"][..], new, more].concat());
+    let limits = &["--max-write-bandwidth", "50Mi", "--max-iops", "500"];
+    let made = told(&[&["dataset", "create", "logs"][..], new, more, limits].concat());
+    assert_eq!(
+        (&made["max_write_bandwidth"], &made["max_iops"]),
+        (&(50 << 20).into(), &500.into())
+    );
     assert_eq!((&made["sync"], &made["record_bytes"]), (&"always".into(), &16384.into()));
     assert_eq!((&made["compression"], &made["quota_inodes"]), (&"zstd".into(), &500.into()));
     same(&["dataset", "info", "logs"], made);
@@ -198,7 +203,8 @@ async fn changes_are_made_through_a_server() {
     assert_eq!((attributes.mode & 0o7777, attributes.uid), (0o2750, 7));
     let grown = told(&["dataset", "expand", "logs", "2Gi"]);
     assert_eq!(grown["size_bytes"], 2_u64 << 30);
-    let set = told(&["dataset", "set", "logs", "sync=default", "inodes=none", "compression=lz4"]);
+    let set = told(&["dataset", "set", "logs", "sync=default", "inodes=none", "maxIops=none"]);
+    assert_eq!((&set["max_write_bandwidth"], &set["max_iops"]), (&(50 << 20).into(), &().into()));
     assert_eq!((&set["sync"], &set["quota_inodes"]), (&().into(), &().into()));
     let shown = told(&["dataset", "info", "logs"]);
     assert_eq!(shown["owner"], set["owner"]);

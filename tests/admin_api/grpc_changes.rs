@@ -30,12 +30,15 @@ async fn properties_of_an_open_dataset_change_at_once() {
         record_bytes: Some(128 << 10),
         compression: Some("zstd".into()),
         snapdir: Some("visible".into()),
+        max_write_bandwidth: Some(5 << 20),
+        max_iops: Some(100),
         ..properties("web")
     };
     let set = client.set_properties(wanted).await.unwrap();
     assert_eq!((set.size_bytes, set.quota_inodes), (Some(30 << 30), Some(1000)));
     assert_eq!((set.sync.as_str(), set.record_bytes), ("always", 128 << 10));
     assert_eq!((set.compression.as_str(), set.snapdir.as_str()), ("zstd", "visible"));
+    assert_eq!((set.max_read_bandwidth, set.max_iops), (None, Some(100)));
     // Its owner has taken them over.
     assert_eq!(nfs.fsstat(&top).await.unwrap().total_bytes, 30 << 30);
     let listed = nfs.readdir(&top, DirCookie(0), [0; 8], 4096).await.unwrap();
@@ -44,9 +47,11 @@ async fn properties_of_an_open_dataset_change_at_once() {
     let wanted = SetPropertiesRequest {
         quota_inodes: Some(0),
         sync: Some(String::new()),
+        max_iops: Some(0),
         ..properties("web")
     };
     let set = client.set_properties(wanted).await.unwrap();
+    assert_eq!((set.max_write_bandwidth, set.max_iops), (Some(5 << 20), None));
     assert_eq!((set.quota_inodes, set.sync.as_str(), set.compression.as_str()), (None, "", "zstd"));
 
     let mut datasets = client.datasets_service();
@@ -73,6 +78,7 @@ async fn properties_of_an_open_dataset_change_at_once() {
             Code::InvalidArgument,
             "lz4",
         ),
+        (SetPropertiesRequest { max_iops: Some(1), ..web() }, Code::InvalidArgument, "maxIops"),
         (
             SetPropertiesRequest { snapdir: Some("maybe".into()), ..web() },
             Code::InvalidArgument,

@@ -57,7 +57,7 @@ async fn properties_change_at_once_and_snapshots_are_held() {
     let change = |body| server.by("admin", "PATCH", WEB).json(&body).send();
     let changed = change(json!({
         "quotaInodes": 1000, "recordBytes": 4096, "sync": "always", "compression": "none",
-        "snapdir": "visible"
+        "snapdir": "visible", "maxReadBandwidth": 5 << 20, "maxIops": 100
     }));
     let changed = changed.json();
     for (name, value) in [
@@ -66,11 +66,16 @@ async fn properties_change_at_once_and_snapshots_are_held() {
         ("sync", json!("always")),
         ("compression", json!("none")),
         ("snapdir", json!("visible")),
+        ("maxReadBandwidth", json!(5 << 20)),
+        ("maxWriteBandwidth", json!(null)),
+        ("maxIops", json!(100)),
     ] {
         assert_eq!(changed[name], value, "{name}");
     }
-    let back = change(json!({ "quotaInodes": 0, "sync": "default" })).json();
+    let back = change(json!({ "quotaInodes": 0, "sync": "default", "maxIops": 0 })).json();
+    assert_eq!((&back["maxReadBandwidth"], &back["maxIops"]), (&json!(5 << 20), &json!(null)));
     assert_eq!((&back["quotaInodes"], &back["sync"]), (&json!(null), &json!(null)));
+    assert!(change(json!({ "maxWriteBandwidth": 5 })).problem(400).contains("maxWriteBandwidth"));
     assert!(change(json!({ "snapdir": "there" })).problem(400).contains("hidden or visible"));
 
     let snapshot = format!("{WEB}/snapshots/s1");

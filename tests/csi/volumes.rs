@@ -8,7 +8,7 @@ use zerofs_csi::catalog::Catalog;
 use zerofs_csi::chunk::Codec;
 use zerofs_csi::csi::proto::v1::volume_capability::access_mode::Mode;
 use zerofs_csi::csi::proto::v1::*;
-use zerofs_csi::types::SyncMode;
+use zerofs_csi::types::{IoLimits, SyncMode};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_driver_says_what_it_is() {
@@ -95,7 +95,7 @@ async fn a_class_of_attributes_is_given_and_changed() {
     let class = |pairs: &[(&str, &str)]| {
         pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect::<HashMap<_, _>>()
     };
-    let fast = class(&[("sync", "disabled"), ("compression", "none")]);
+    let fast = class(&[("sync", "disabled"), ("compression", "none"), ("maxIops", "900")]);
     let request = CreateVolumeRequest { mutable_parameters: fast.clone(), ..new_volume("changes") };
     let create = || {
         let (mut controller, request) = (driver.controller(), request.clone());
@@ -110,7 +110,12 @@ async fn a_class_of_attributes_is_given_and_changed() {
             ControllerModifyVolumeRequest { volume_id, mutable_parameters, ..Default::default() };
         async move { controller.controller_modify_volume(request).await }
     };
-    let safe = class(&[("sync", "always"), ("inodeQuota", "500")]);
+    let safe = class(&[
+        ("sync", "always"),
+        ("inodeQuota", "500"),
+        ("maxReadBandwidth", "20Mi"),
+        ("maxIops", "10"),
+    ]);
     for again in [&safe, &safe, &fast] {
         modify(&id, again.clone()).await.unwrap();
     }
@@ -123,11 +128,19 @@ async fn a_class_of_attributes_is_given_and_changed() {
     let properties = record.properties;
     assert_eq!((properties.sync, properties.codec), (Some(SyncMode::Disabled), Codec::None));
     assert_eq!(properties.quota_inodes, Some(500), "a class changes what it names");
+    let limits = IoLimits {
+        max_read_bandwidth: Some(20 << 20),
+        max_write_bandwidth: None,
+        max_iops: Some(900),
+    };
+    assert_eq!(properties.limits, limits);
 
     let refusals = [
         ("", &safe, Code::InvalidArgument, "volume_id"),
         ("none-of-ours", &safe, Code::NotFound, "no such volume"),
         (&*id, &class(&[("uid", "5")]), Code::InvalidArgument, "chosen once"),
+        (&*id, &class(&[("maxIops", "1")]), Code::InvalidArgument, "maxIops 1"),
+        (&*id, &class(&[("maxReadBandwidth", "5")]), Code::InvalidArgument, "use 1Mi to 1Ti"),
         (&*id, &class(&[("recordsize", "5k")]), Code::InvalidArgument, "power of two"),
     ];
     for (id, parameters, code, why) in refusals {

@@ -52,6 +52,7 @@ fn dataset() -> Dataset {
             root_gid: 1001,
             root_mode: 0o2775,
             snapdir: Snapdir::Hidden,
+            limits: IoLimits::default(),
         },
         access_modes: vec!["SINGLE_NODE_WRITER".into()],
         owner: Some(Owner {
@@ -169,6 +170,19 @@ fn records() {
     let shown = Properties { snapdir: Snapdir::Visible, ..dataset().properties };
     let text = serde_json::to_string(&shown).unwrap();
     assert!(text.ends_with(r#","root_mode":1533,"snapdir":"visible"}"#), "{text}");
+    let limits = IoLimits {
+        max_read_bandwidth: Some(100 << 20),
+        max_write_bandwidth: Some(1 << 20),
+        max_iops: Some(500),
+    };
+    let limited = Properties { limits, ..dataset().properties };
+    let text = serde_json::to_string(&limited).unwrap();
+    let golden = concat!(
+        r#","root_mode":1533,"limits":{"max_read_bandwidth":104857600,"#,
+        r#""max_write_bandwidth":1048576,"max_iops":500}}"#
+    );
+    assert!(text.ends_with(golden), "{text}");
+    assert_eq!(serde_json::from_str::<Properties>(&text).unwrap(), limited);
     let modified = Dataset { modified: true, ..dataset() };
     let text = serde_json::to_string(&modified).unwrap();
     assert!(text.ends_with(r#","detached":true,"modified":true}"#), "{text}");

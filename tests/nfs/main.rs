@@ -12,6 +12,7 @@
 mod memfs;
 
 mod faults;
+mod limits;
 mod load;
 mod malformed;
 mod procedures;

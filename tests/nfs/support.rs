@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tokio::net::TcpListener;
 use zerofs_csi::fs::api::*;
 use zerofs_csi::nfs::client::{Client, Credentials, FileHandle};
-use zerofs_csi::nfs::{Endpoint, ExportId, Options, Peers, Server};
+use zerofs_csi::nfs::{Budget, Endpoint, ExportId, Options, Peers, Server};
 
 pub const EXPORT: &str = "/volume";
 pub const KEY: [u8; 16] = [7; 16];
@@ -26,11 +26,16 @@ impl Edge {
     }
 
     pub async fn with(options: Options) -> Self {
+        Self::within(options, &Budget::new(&options.limits)).await
+    }
+
+    /// Within bytes that other servers share.
+    pub async fn within(options: Options, budget: &Budget) -> Self {
         let fs = Arc::new(MemFs::default());
         let endpoint = Endpoint::new(ExportId([1; 16]), EXPORT.into());
         endpoint.publish(fs.clone(), KEY);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let server = Server::start(listener, endpoint.clone(), options).unwrap();
+        let server = Server::start_within(listener, endpoint.clone(), options, budget).unwrap();
         Self { fs, endpoint, server }
     }
 

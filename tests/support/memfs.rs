@@ -9,9 +9,9 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use tokio::sync::Semaphore;
-use zerofs_csi::fs::FsError;
 use zerofs_csi::fs::api::*;
-use zerofs_csi::types::{EntryName, InodeNo, Timestamp};
+use zerofs_csi::fs::{FsError, Throttle};
+use zerofs_csi::types::{EntryName, InodeNo, IoLimits, Timestamp};
 
 type Result<T> = std::result::Result<T, FsError>;
 
@@ -76,6 +76,7 @@ pub struct MemFs {
     pub quota: AtomicU64,
     /// Changes made, repetitions not counted.
     pub changes: AtomicU64,
+    pub throttle: Arc<Throttle>,
 }
 
 impl Default for MemFs {
@@ -98,6 +99,7 @@ impl Default for MemFs {
             verifier: AtomicU64::new(rand::random()),
             quota: AtomicU64::new(1 << 40),
             changes: AtomicU64::new(0),
+            throttle: Throttle::new(IoLimits::default()),
         }
     }
 }
@@ -481,6 +483,10 @@ impl FileSystem for MemFs {
 
     fn write_verifier(&self) -> [u8; 8] {
         self.verifier.load(Ordering::Relaxed).to_be_bytes()
+    }
+
+    fn throttle(&self) -> Option<&Arc<Throttle>> {
+        Some(&self.throttle)
     }
 
     async fn getattr(&self, file: FileRef) -> Result<Attr> {

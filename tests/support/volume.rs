@@ -9,7 +9,7 @@ use zerofs_csi::fs::db::{self, CheckpointId, DbCache, DbPlace};
 use zerofs_csi::fs::{
     Fs, FsError, FsMemory, FsOptions, FsProperties, RootAttr, SnapshotFs, SyncMode,
 };
-use zerofs_csi::types::{FamilyId, Incarnation, PoolId, WallClock};
+use zerofs_csi::types::{FamilyId, Incarnation, IoLimits, PoolId, WallClock};
 
 /// The parts of a dataset that exist while it is closed.
 #[derive(Clone)]
@@ -34,6 +34,7 @@ impl Dataset {
                 record_bytes: 4096,
                 codec: Codec::Lz4,
                 shows_snapshots: false,
+                limits: IoLimits::default(),
             },
             flush_interval: Duration::from_millis(100),
             memory: FsMemory::new(16 << 20, 16 << 20),

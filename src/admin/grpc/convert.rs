@@ -63,6 +63,9 @@ pub(super) fn dataset(pool: &Pool, facts: DatasetFacts) -> proto::Dataset {
         snapdir: properties.snapdir.as_str().to_owned(),
         origin_id: dataset.origin.map(|origin| origin.to_string()).unwrap_or_default(),
         access_modes: dataset.access_modes,
+        max_read_bandwidth: properties.limits.max_read_bandwidth,
+        max_write_bandwidth: properties.limits.max_write_bandwidth,
+        max_iops: properties.limits.max_iops,
     }
 }
 

@@ -10,7 +10,7 @@ use crate::chunk::Codec;
 use crate::control::browse::{Browser, Root, dataset_name};
 use crate::control::{Accuracy, ControlError, NewVolume, PropertyChanges, Source, space};
 use crate::rpc::status;
-use crate::types::{SnapshotHandle, SyncMode};
+use crate::types::{IoLimits, SnapshotHandle, SyncMode};
 use std::collections::BTreeMap;
 use tonic::{Request, Response, Status};
 
@@ -89,6 +89,11 @@ fn properties(new: &CreateDatasetRequest) -> Result<Properties, Status> {
     if !new.snapdir.is_empty() {
         properties.snapdir = snapdir(&new.snapdir)?;
     }
+    properties.limits = IoLimits {
+        max_read_bandwidth: new.max_read_bandwidth,
+        max_write_bandwidth: new.max_write_bandwidth,
+        max_iops: new.max_iops,
+    };
     for (given, property) in [
         (new.root_uid, &mut properties.root_uid),
         (new.root_gid, &mut properties.root_gid),
@@ -102,16 +107,24 @@ fn properties(new: &CreateDatasetRequest) -> Result<Properties, Status> {
 fn changes(wanted: &SetPropertiesRequest) -> Result<PropertyChanges, Status> {
     let changes = PropertyChanges {
         size: wanted.size_bytes,
-        inodes: wanted.quota_inodes.map(|count| Some(count).filter(|count| *count > 0)),
+        inodes: wanted.quota_inodes.map(limit),
         record_bytes: wanted.record_bytes,
         sync: wanted.sync.as_deref().map(sync_mode).transpose()?,
         codec: wanted.compression.as_deref().map(codec).transpose()?,
         snapdir: wanted.snapdir.as_deref().map(snapdir).transpose()?,
+        max_read_bandwidth: wanted.max_read_bandwidth.map(limit),
+        max_write_bandwidth: wanted.max_write_bandwidth.map(limit),
+        max_iops: wanted.max_iops.map(limit),
     };
     match changes == PropertyChanges::default() {
         true => Err(Status::invalid_argument("no property is given: give one at least")),
         false => Ok(changes),
     }
+}
+
+/// 0: unlimited.
+fn limit(number: u64) -> Option<u64> {
+    Some(number).filter(|number| *number > 0)
 }
 
 /// Empty: by access modes.

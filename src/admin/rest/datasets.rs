@@ -10,7 +10,7 @@ use crate::catalog::{Dataset, Form, Properties};
 use crate::control::browse::{self, Browser, Root};
 use crate::control::{NewVolume, PropertyChanges, Source};
 use crate::fs::api::FileSystem;
-use crate::types::{Class, SnapshotHandle, VolumeHandle};
+use crate::types::{Class, IoLimits, SnapshotHandle, VolumeHandle};
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
@@ -37,6 +37,12 @@ pub struct NewDataset {
     compression: Option<String>,
     /// `hidden` or `visible`.
     snapdir: Option<String>,
+    /// Bytes read in a second; without limit, if left out. So are the two below.
+    max_read_bandwidth: Option<u64>,
+    /// Bytes written in a second.
+    max_write_bandwidth: Option<u64>,
+    /// READ and WRITE calls in a second.
+    max_iops: Option<u64>,
     /// Only of a snapshot: the dataset is the snapshot itself.
     #[serde(default)]
     read_only: bool,
@@ -58,6 +64,12 @@ pub struct DatasetChange {
     compression: Option<String>,
     /// `hidden` or `visible`.
     snapdir: Option<String>,
+    /// Bytes read in a second, 1 MiB to 1 TiB; 0: unlimited.
+    max_read_bandwidth: Option<u64>,
+    /// Bytes written in a second, 1 MiB to 1 TiB; 0: unlimited.
+    max_write_bandwidth: Option<u64>,
+    /// READ and WRITE calls in a second, at least 10; 0: unlimited.
+    max_iops: Option<u64>,
     /// True: make it the pool's default dataset. False: it is the default no longer.
     default: Option<bool>,
 }
@@ -187,12 +199,22 @@ fn properties(new: &NewDataset) -> Result<Properties, Problem> {
     if let Some(snapdir) = &new.snapdir {
         properties.snapdir = value("snapdir", snapdir)?;
     }
+    properties.limits = IoLimits {
+        max_read_bandwidth: new.max_read_bandwidth,
+        max_write_bandwidth: new.max_write_bandwidth,
+        max_iops: new.max_iops,
+    };
     Ok(properties)
 }
 
 /// The value of a property.
 fn value<T: FromStr<Err: Display>>(name: &str, text: &str) -> Result<T, Problem> {
     text.parse().map_err(|error| Problem::invalid(format!("{name}: {text:?}: {error}")))
+}
+
+/// 0: unlimited.
+fn limit(number: u64) -> Option<u64> {
+    Some(number).filter(|number| *number > 0)
 }
 
 fn changes(wanted: &DatasetChange) -> Result<PropertyChanges, Problem> {
@@ -202,11 +224,14 @@ fn changes(wanted: &DatasetChange) -> Result<PropertyChanges, Problem> {
     };
     Ok(PropertyChanges {
         size: wanted.size_bytes,
-        inodes: wanted.quota_inodes.map(|count| Some(count).filter(|count| *count > 0)),
+        inodes: wanted.quota_inodes.map(limit),
         record_bytes: wanted.record_bytes,
         sync: wanted.sync.as_deref().map(sync).transpose()?,
         codec: wanted.compression.as_deref().map(|text| value("compression", text)).transpose()?,
         snapdir: wanted.snapdir.as_deref().map(|text| value("snapdir", text)).transpose()?,
+        max_read_bandwidth: wanted.max_read_bandwidth.map(limit),
+        max_write_bandwidth: wanted.max_write_bandwidth.map(limit),
+        max_iops: wanted.max_iops.map(limit),
     })
 }
 

@@ -68,6 +68,12 @@ pub struct DatasetShape {
     /// `hidden` or `visible`: whether a listing of the root folder shows `.snapshots`.
     snapdir: String,
     quota_inodes: Option<u64>,
+    /// Bytes read in a second; null: unlimited.
+    max_read_bandwidth: Option<u64>,
+    /// Bytes written in a second; null: unlimited.
+    max_write_bandwidth: Option<u64>,
+    /// READ and WRITE calls in a second; null: unlimited.
+    max_iops: Option<u64>,
     snapshot_count: u64,
     /// When the newest snapshot was taken.
     newest_snapshot: Option<String>,
@@ -98,6 +104,9 @@ impl From<DatasetFacts> for DatasetShape {
             compression: dataset.properties.codec.as_str().to_owned(),
             snapdir: dataset.properties.snapdir.as_str().to_owned(),
             quota_inodes: dataset.properties.quota_inodes,
+            max_read_bandwidth: dataset.properties.limits.max_read_bandwidth,
+            max_write_bandwidth: dataset.properties.limits.max_write_bandwidth,
+            max_iops: dataset.properties.limits.max_iops,
             snapshot_count: facts.snapshots,
             newest_snapshot: facts.newest_snapshot.map(Timestamp::rfc3339),
         }

@@ -83,6 +83,9 @@ function facts(dataset, pool) {
     ['Compression', dataset.compression],
     ['Sync', dataset.sync],
     ['Inode quota', dataset.quotaInodes && count(dataset.quotaInodes)],
+    ['Reads', dataset.maxReadBandwidth && `at most ${bytes(dataset.maxReadBandwidth)}/s`],
+    ['Writes', dataset.maxWriteBandwidth && `at most ${bytes(dataset.maxWriteBandwidth)}/s`],
+    ['Reads and writes', dataset.maxIops && `at most ${count(dataset.maxIops)}/s`],
   ];
   const marks = tags(dataset, pool).filter(Boolean);
   return h(

@@ -18,6 +18,9 @@ Properties:
     sync=MODE            standard, always, disabled, or default (by access modes)
     compression=CODEC    none, lz4 or zstd: of data that is written from then on
     snapdir=hidden|visible
+    maxReadBandwidth=SIZE|none, maxWriteBandwidth=SIZE|none
+                         limit of what is read and written in a second, like 50Mi
+    maxIops=COUNT|none   limit of the READ and WRITE calls of a second
 
 All of them change at once, also where a node has the dataset open.";
 
@@ -165,6 +168,15 @@ pub struct NewArgs {
     /// either way
     #[arg(long, value_parser = snapdirs(), value_name = "VISIBILITY")]
     pub snapdir: Option<Snapdir>,
+    /// Limit of what is read in a second, like 50Mi (default none)
+    #[arg(long, value_parser = size, value_name = "SIZE")]
+    pub max_read_bandwidth: Option<ByteSize>,
+    /// Limit of what is written in a second, like 50Mi (default none)
+    #[arg(long, value_parser = size, value_name = "SIZE")]
+    pub max_write_bandwidth: Option<ByteSize>,
+    /// Limit of the READ and WRITE calls of a second (default none)
+    #[arg(long, value_name = "COUNT")]
+    pub max_iops: Option<u64>,
     /// Create a read-only dataset that is the snapshot itself instead of a clone: any number of
     /// nodes may use it
     #[arg(long)]

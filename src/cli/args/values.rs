@@ -3,7 +3,7 @@
 use crate::catalog::Snapdir;
 use crate::chunk::Codec;
 use crate::control::SIZE_MIN;
-use crate::types::{ByteSize, SizeError, SyncMode, is_owner};
+use crate::types::{ByteSize, SizeError, SyncMode, is_owner, parse_bandwidth};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 
 pub(super) fn size(text: &str) -> Result<ByteSize, SizeError> {
@@ -62,6 +62,23 @@ pub enum Property {
     Sync(Option<SyncMode>),
     Compression(Codec),
     Snapdir(Snapdir),
+    /// `None`: unlimited, as in those below.
+    MaxReadBandwidth(Option<u64>),
+    MaxWriteBandwidth(Option<u64>),
+    MaxIops(Option<u64>),
+}
+
+/// A count, or `none`.
+fn count(text: &str) -> Result<Option<u64>, String> {
+    match text {
+        "none" => Ok(None),
+        text => text.parse().map(Some).map_err(|_| format!("{text:?} is no count, and not none")),
+    }
+}
+
+/// The bytes of a second, or `none`.
+fn bandwidth(text: &str) -> Result<Option<u64>, String> {
+    parse_bandwidth(text).map_err(|error| error.to_string())
 }
 
 /// `PROPERTY=VALUE`.
@@ -72,12 +89,7 @@ pub(super) fn property(text: &str) -> Result<Property, String> {
     let one_of = |values: &str| format!("{value:?}: use one of {values}");
     Ok(match name {
         "size" => Property::Size(quota(value)?.0),
-        "inodes" if value == "none" => Property::Inodes(None),
-        "inodes" => {
-            let count =
-                value.parse().map_err(|_| format!("{value:?} is no count, and not none"))?;
-            Property::Inodes(Some(count))
-        }
+        "inodes" => Property::Inodes(count(value)?),
         "recordsize" => {
             let size = size(value).map_err(|error| error.to_string())?.0;
             Property::RecordSize(u32::try_from(size).map_err(|_| "at most 1Mi".to_owned())?)
@@ -91,10 +103,13 @@ pub(super) fn property(text: &str) -> Result<Property, String> {
             Property::Compression(value.parse().map_err(|_| one_of("none, lz4, zstd"))?)
         }
         "snapdir" => Property::Snapdir(value.parse().map_err(|_| one_of("hidden, visible"))?),
+        "maxReadBandwidth" => Property::MaxReadBandwidth(bandwidth(value)?),
+        "maxWriteBandwidth" => Property::MaxWriteBandwidth(bandwidth(value)?),
+        "maxIops" => Property::MaxIops(count(value)?),
         _ => {
             return Err(format!(
                 "there is no property {name:?}: there are size, inodes, recordsize, sync, \
-                 compression and snapdir"
+                 compression, snapdir, maxReadBandwidth, maxWriteBandwidth and maxIops"
             ));
         }
     })

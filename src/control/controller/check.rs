@@ -27,6 +27,7 @@ pub(super) fn properties(properties: &Properties) -> Result<(), ControlError> {
             u32::MAX
         ));
     }
+    properties.limits.check().map_err(|error| ControlError::Invalid(error.to_string()))?;
     if properties.quota_inodes == Some(0) {
         return invalid("an inode quota of 0 leaves no room for the root directory".to_owned());
     }
@@ -203,6 +204,7 @@ mod tests {
                 && !with(|p| p.record_bytes = 0)
         );
         assert!(!with(|p| p.root_uid = u32::MAX) && !with(|p| p.root_gid = u32::MAX));
+        assert!(!with(|p| p.limits.max_iops = Some(0)) && with(|p| p.limits.max_iops = Some(10)));
         assert!(!with(|p| p.root_mode = 0o10000) && !with(|p| p.quota_inodes = Some(0)));
     }
 }

@@ -24,6 +24,10 @@ pub struct PropertyChanges {
     pub sync: Option<Option<SyncMode>>,
     pub codec: Option<Codec>,
     pub snapdir: Option<Snapdir>,
+    /// Limits of reads and writes; `Some(None)`: unlimited.
+    pub max_read_bandwidth: Option<Option<u64>>,
+    pub max_write_bandwidth: Option<Option<u64>>,
+    pub max_iops: Option<Option<u64>>,
 }
 
 impl PropertyChanges {
@@ -43,6 +47,14 @@ impl PropertyChanges {
         properties.sync = self.sync.unwrap_or(properties.sync);
         properties.codec = self.codec.unwrap_or(properties.codec);
         properties.snapdir = self.snapdir.unwrap_or(properties.snapdir);
+        let limits = &mut properties.limits;
+        for (change, limit) in [
+            (self.max_read_bandwidth, &mut limits.max_read_bandwidth),
+            (self.max_write_bandwidth, &mut limits.max_write_bandwidth),
+            (self.max_iops, &mut limits.max_iops),
+        ] {
+            *limit = change.unwrap_or(*limit);
+        }
     }
 
     fn check(&self, dataset: &Dataset) -> Result<(), ControlError> {

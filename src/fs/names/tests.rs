@@ -11,7 +11,7 @@ use crate::fs::committer::Ticket;
 use crate::fs::db::{DbCache, DbPlace};
 use crate::fs::inode::{Loaded, Lookup, Node};
 use crate::fs::{Fs, FsError, FsMemory, FsOptions, FsProperties, RootAttr, SyncMode};
-use crate::types::{EntryName, FamilyId, Incarnation, InodeNo, PoolId, WallClock};
+use crate::types::{EntryName, FamilyId, Incarnation, InodeNo, IoLimits, PoolId, WallClock};
 use std::collections::BTreeSet;
 use std::time::Duration;
 
@@ -32,6 +32,7 @@ impl Place {
                 record_bytes: 4096,
                 codec: Codec::Lz4,
                 shows_snapshots: false,
+                limits: IoLimits::default(),
             },
             flush_interval: Duration::from_secs(1),
             memory: FsMemory::new(1 << 20, 1 << 20),
