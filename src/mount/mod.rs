@@ -26,7 +26,7 @@ mod target;
 pub use fake::FakeMounter;
 pub use kernel::KernelMounter;
 pub use mounter::{BindMount, MountError, MountPoint, Mounter, NfsMount};
-pub use options::{check as check_options, connections, reads_only};
+pub use options::{check as check_options, connections, context, reads_only};
 pub use ports::reserved as reserved_ports;
 pub use strays::remove_or_move_away;
 pub use target::{create as create_target, remove as remove_target, resolve as resolve_target};

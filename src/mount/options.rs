@@ -93,6 +93,15 @@ fn is_context(value: &str) -> bool {
         && plain.splitn(4, ':').filter(|part| !part.is_empty()).count() >= 3
 }
 
+/// The SELinux context of a mount with these options, without quotes.
+pub fn context(options: &[String]) -> Option<&str> {
+    let given = options
+        .iter()
+        .flat_map(|text| split(text))
+        .filter_map(|option| option.strip_prefix("context="));
+    given.last().map(|context| context.trim_matches('"'))
+}
+
 /// Connections, and so reserved ports, of a mount with these options.
 pub fn connections(options: &[String]) -> u32 {
     let given = options
@@ -179,6 +188,11 @@ pub(super) fn kernel(what: &NfsMount) -> Result<KernelOptions, MountError> {
             // Writing into a string cannot fail.
             let _ = write!(data, ",{name}={default}");
         }
+    }
+    // The kernel gives mounts of one export one superblock, which has one context: a mount that was
+    // detached and not closed yet would refuse another one.
+    if extras.iter().any(|(name, _)| *name == "context") {
+        data.push_str(",nosharecache");
     }
     for (_, option) in extras {
         data.push(',');
@@ -289,7 +303,7 @@ mod tests {
         let options =
             kernel(&mount(false, &[&format!("noatime,{categories},nconnect=2")])).unwrap();
         assert!(
-            options.data.ends_with(&format!("wsize=1048576,{categories},nconnect=2")),
+            options.data.ends_with(&format!("wsize=1048576,nosharecache,{categories},nconnect=2")),
             "{}",
             options.data
         );
@@ -299,6 +313,18 @@ mod tests {
             "context=\"system_u:object_r:nfs_t\"".into(),
         ])
         .unwrap();
+    }
+
+    #[test]
+    fn the_last_context_counts_without_its_quotes() {
+        let of = |options: &[&str]| {
+            let options: Vec<String> = options.iter().map(|o| (*o).to_owned()).collect();
+            context(&options).map(str::to_owned)
+        };
+        assert_eq!(of(&["noatime", "ro"]), None);
+        assert_eq!(of(&["noatime,context=u:o:t:s0"]).as_deref(), Some("u:o:t:s0"));
+        let two = ["context=\"u:o:t:s0:c1,c2\",ro", "context=\"u:o:t:s0:c3,c4\""];
+        assert_eq!(of(&two).as_deref(), Some("u:o:t:s0:c3,c4"));
     }
 
     fn bound(read_only: bool, options: &[&str]) -> MountFlags {

@@ -4,11 +4,12 @@
 use crate::driver::*;
 use std::os::unix::fs::symlink;
 use std::path::Path;
+use std::sync::{Arc, Mutex};
 use tonic::Code;
 use zerofs_csi::csi::proto::v1::volume_capability::AccessType;
 use zerofs_csi::csi::proto::v1::volume_capability::access_mode::Mode;
 use zerofs_csi::csi::proto::v1::*;
-use zerofs_csi::mount::{MountPoint, Mounter};
+use zerofs_csi::mount::{FakeMounter, MountPoint, Mounter};
 
 /// Like kubelet: the same options with each call.
 fn with_flags(flags: &[&str]) -> Option<VolumeCapability> {
@@ -41,6 +42,45 @@ fn publish_with(
 async fn mount_at(driver: &Driver, target: &Path) -> MountPoint {
     let mounts = driver.mounter.list().await.unwrap();
     mounts.into_iter().find(|mount| mount.target == target).expect("mounted")
+}
+
+/// Kubelet mounts a volume with the context of its pod (`seLinuxMount`).
+#[tokio::test(flavor = "multi_thread")]
+async fn a_volume_has_the_context_of_its_pod() {
+    let asked = Arc::new(Mutex::new(Vec::new()));
+    let mounter = FakeMounter::with({
+        let asked = asked.clone();
+        move |mount, _| {
+            asked.lock().unwrap().push(mount.options);
+            Box::pin(async { Ok(()) })
+        }
+    });
+    let driver = Driver::with(mounter).await;
+    let (id, staging) = (driver.create("v").await.volume_id, driver.path("staging"));
+    let (one, other) = ([labelled("c1,c2")], [labelled("c3,c4")]);
+    let (one, other) = ([&*one[0]], [&*other[0]]);
+    stage_with(&driver, &id, &staging, &one).await;
+    assert_eq!(asked.lock().unwrap().as_slice(), [[one[0].to_owned()]]);
+    let target = driver.path("target");
+    let publish = |flags: &[&str]| {
+        let request = publish_with(&id, &staging, &target, flags);
+        let mut node = driver.node();
+        async move { node.node_publish_volume(request).await }
+    };
+    refused(publish(&other).await, Code::FailedPrecondition, "the same context");
+    for _ in 0..2 {
+        publish(&one).await.unwrap();
+    }
+    driver.unpublish(&id, &target).await.unwrap();
+    driver.unstage(&id, &staging).await.unwrap();
+    // The next pod on this node has another one.
+    stage_with(&driver, &id, &staging, &other).await;
+    publish(&other).await.unwrap();
+    assert_eq!(asked.lock().unwrap().last(), Some(&vec![other[0].to_owned()]));
+}
+
+fn labelled(categories: &str) -> String {
+    format!("context=\"system_u:object_r:container_file_t:s0:{categories}\"")
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -50,6 +50,7 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
         };
         let read_only =
             wanted.access == Access::ReadOnly || staged.record.access == Access::ReadOnly;
+        check_context(&wanted, &staged.record.options)?;
         let (ours, others) = self.mounts_of(wanted.volume.dataset).await?;
         if let Some(there) = ours.iter().find(|mount| mount.target == wanted.target) {
             return if there.read_only == read_only { Ok(()) } else { Err(differs(&wanted)) };
@@ -112,6 +113,18 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
         }
         Ok(mount::remove_or_move_away(target, &self.settings.driver).await?)
     }
+}
+
+/// A volume has one SELinux context on a node, that of its staged mount.
+fn check_context(wanted: &Publish, staged: &[String]) -> Result<(), ControlError> {
+    let (asked, now) = (mount::context(&wanted.options), mount::context(staged));
+    let Some(asked) = asked.filter(|asked| now != Some(*asked)) else { return Ok(()) };
+    let volume = wanted.volume;
+    let now = now.map_or("without one".to_owned(), |now| format!("with {now}"));
+    Err(ControlError::Precondition(format!(
+        "volume {volume} cannot have the SELinux context {asked}: it is mounted on this node \
+         {now}, and pods that use a volume on one node at the same time need the same context"
+    )))
 }
 
 fn not_staged(wanted: &Publish) -> ControlError {
