@@ -2,6 +2,7 @@
 
 use crate::admin::AdminConfig;
 use crate::bucket::PoolUrl;
+use crate::control::{SIZE_DEFAULT, SIZE_MAX, SIZE_MIN};
 use crate::types::ByteSize;
 use serde::Deserialize;
 use std::collections::BTreeMap;
@@ -66,6 +67,9 @@ pub struct Config {
     /// The channel between nodes: without it, a volume is mounted on one node at a time.
     #[serde(default)]
     pub channel: Option<ChannelConfig>,
+    /// Inline volumes of pods: without it, none are allowed.
+    #[serde(default)]
+    pub ephemeral: Option<EphemeralConfig>,
     #[serde(default)]
     pub log: LogConfig,
     /// The administration interface and its page.
@@ -160,6 +164,21 @@ pub struct ChannelConfig {
     pub address: Option<IpAddr>,
 }
 
+/// `ephemeral` of the configuration.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct EphemeralConfig {
+    /// The pools that pods may use; the first is that of volumes which name none.
+    pub pools: Vec<String>,
+    /// The largest size of an inline volume.
+    #[serde(default = "ephemeral_size")]
+    pub max_size: ByteSize,
+}
+
+fn ephemeral_size() -> ByteSize {
+    ByteSize(SIZE_DEFAULT)
+}
+
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct LogConfig {
@@ -251,6 +270,7 @@ impl Default for Config {
             lease: lease(),
             export_idle: export_idle(),
             channel: None,
+            ephemeral: None,
             log: LogConfig::default(),
             admin: AdminConfig::default(),
         }
@@ -292,6 +312,18 @@ impl Config {
             && !self.pools.contains_key(name)
         {
             return Err(format!("defaultPool {name:?} is not among the pools"));
+        }
+        if let Some(ephemeral) = &self.ephemeral {
+            if let Some(name) = ephemeral.pools.iter().find(|name| !self.pools.contains_key(*name))
+            {
+                return Err(format!("ephemeral.pools: {name:?} is not among the pools"));
+            }
+            if !(SIZE_MIN..=SIZE_MAX).contains(&ephemeral.max_size.0) {
+                return Err(format!(
+                    "ephemeral.maxSize: {} is out of range; use 1Mi to 1Pi",
+                    ephemeral.max_size
+                ));
+            }
         }
         for (name, pool) in &self.pools {
             if pool.key_file.is_some() && pool.passphrase_file.is_some() {

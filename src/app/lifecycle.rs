@@ -5,6 +5,7 @@
 //! period of the same process begins, with the sockets that it has kept.
 
 use super::channel::ChannelParts;
+use super::config::Config;
 use super::endpoints::NfsEndpoints;
 use super::handover::{
     Activation, HandoverListener, Hello, Listening, Sockets, Standby, Successor, transfer,
@@ -12,7 +13,7 @@ use super::handover::{
 use super::health::Health;
 use super::parts::Parts;
 use super::state_dir::{StateDir, StateFolder};
-use crate::control::node::{HandoverHold, NodeAgent, NodeSettings};
+use crate::control::node::{EphemeralSettings, HandoverHold, NodeAgent, NodeSettings};
 use crate::mount::Mounter;
 use crate::nfs::{Budget, Options, Peers};
 use crate::types::{Class, Classify};
@@ -373,6 +374,14 @@ pub(super) fn used_pools(parts: &Parts) -> Vec<String> {
     ids
 }
 
+fn ephemeral(config: &Config) -> EphemeralSettings {
+    let allowed = config.ephemeral.clone();
+    allowed.map_or_else(EphemeralSettings::default, |allowed| EphemeralSettings {
+        pools: allowed.pools,
+        size_max: allowed.max_size.0,
+    })
+}
+
 pub(super) async fn start_agent<M: Mounter>(
     parts: &Parts,
     mounter: M,
@@ -384,6 +393,7 @@ pub(super) async fn start_agent<M: Mounter>(
     let settings = NodeSettings {
         channel: channel.map(|channel| channel.channel.clone()),
         carriers: channel.map(|channel| channel.carriers.clone()).unwrap_or_default(),
+        ephemeral: ephemeral(&parts.config),
         ..NodeSettings::new(state.path().join("staged"), parts.config.driver_name.clone())?
     };
     let endpoints = NfsEndpoints::new(

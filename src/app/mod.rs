@@ -17,6 +17,7 @@ pub mod config;
 mod controller;
 mod credentials;
 mod endpoints;
+mod ephemeral;
 pub mod handover;
 mod health;
 mod journals;

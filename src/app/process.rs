@@ -18,7 +18,7 @@ use super::registration::Registration;
 use super::role::{NodeRole, Role, ServeRole};
 use super::served::{Served, bind, quiesce_exports, serve_nfs, start_exports};
 use super::state_dir::{StateDir, StateFolder};
-use super::{cluster, collecting, policies, pools};
+use super::{cluster, collecting, ephemeral, policies, pools};
 use crate::control::{Carriers, Controller, Tasks};
 use crate::csi::{
     ControllerService, CsiServices, IdentityService, Living, NodeInfo, NodeService, Registrar,
@@ -338,6 +338,7 @@ impl<M: Mounter> Process<'_, M> {
                 parts.config.collect_rate.0,
                 work.clone(),
             ));
+            work_tasks.spawn(ephemeral::run(controller.clone(), work.clone()));
             work_tasks.spawn(policies::run(
                 controller.clone(),
                 parts.policies.clone(),

@@ -187,6 +187,9 @@ pub struct Dataset {
     /// the snapshot's dependants.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub restoring: Option<SnapshotId>,
+    /// An inline volume of one pod: its node deletes it when the pod goes.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub ephemeral: bool,
 }
 
 /// The location of a dataset's content.

@@ -38,8 +38,8 @@ pub use collect::{
     RewriteThreshold, StrayCheckpoint, StrayDatabase,
 };
 pub use controller::{
-    Controller, GroupInfo, NewVolume, PropertyChanges, ReleaseMode, SIZE_DEFAULT, SIZE_MAX,
-    SIZE_MIN, SnapshotInfo, Source, VolumeInfo, writable_name,
+    Controller, EphemeralWatch, GroupInfo, NewVolume, PropertyChanges, ReleaseMode, SIZE_DEFAULT,
+    SIZE_MAX, SIZE_MIN, SnapshotInfo, Source, VolumeInfo, writable_name,
 };
 pub use damage_report::report_damage;
 pub use error::ControlError;

@@ -15,6 +15,7 @@ mod capability;
 mod capacity;
 mod controller;
 mod convert;
+mod ephemeral;
 mod group;
 mod identity;
 mod node;

@@ -3,12 +3,14 @@
 use super::capability::{self, Capability};
 use super::capacity::{signed, wanted};
 use super::convert::volume_id;
+use super::ephemeral;
 use super::proto::v1::node_server::Node as NodeApi;
 use super::proto::v1::volume_usage::Unit;
 use super::proto::v1::*;
 use super::status::{RequestError, invalid, ok, run, unlocked};
 use crate::control::node::{
-    Access, Endpoints, NodeAgent, Publish, Sharing, Stage, StorageCondition, VolumeCondition,
+    Access, Endpoints, EphemeralId, NodeAgent, Publish, Sharing, Stage, StorageCondition,
+    VolumeCondition,
 };
 use crate::control::secrets::{PoolOf, Unlock};
 use crate::mount::Mounter;
@@ -54,6 +56,43 @@ impl<M: Mounter, E: Endpoints> NodeService<M, E> {
     pub fn new(agent: Arc<NodeAgent<M, E>>, info: NodeInfo, unlock: Arc<dyn Unlock>) -> Self {
         Self { agent, info, unlock }
     }
+
+    /// The volume of an id: one of ours, or kubelet's of an inline volume that is mounted here.
+    fn volume(&self, id: &str) -> Result<VolumeHandle, RequestError> {
+        required_id(id)?;
+        let Ok(inline) = id.parse::<EphemeralId>() else { return volume_id(id) };
+        self.agent.ephemeral(&inline).ok_or_else(|| {
+            RequestError::NotFound(format!("inline volume {id} is not mounted here"))
+        })
+    }
+
+    async fn publish_ephemeral(
+        &self,
+        request: NodePublishVolumeRequest,
+    ) -> Result<Response<NodePublishVolumeResponse>, Status> {
+        required_id(&request.volume_id)?;
+        let target = path("target_path", &request.target_path)?;
+        let wanted = ephemeral::publish(&request, target)?;
+        let pool = PoolOf::Name(wanted.pool.clone());
+        unlocked(&*self.unlock, "NodePublishVolume", pool, request.secrets).await?;
+        let agent = self.agent.clone();
+        let about = format!("inline volume {} at {}", wanted.id, wanted.target.display());
+        let work = async move { agent.publish_ephemeral(wanted).await };
+        run("NodePublishVolume", about, work).await?;
+        ok(NodePublishVolumeResponse {})
+    }
+
+    async fn unpublish_ephemeral(
+        &self,
+        id: EphemeralId,
+        target: PathBuf,
+    ) -> Result<Response<NodeUnpublishVolumeResponse>, Status> {
+        let agent = self.agent.clone();
+        let about = format!("inline volume {id} at {}", target.display());
+        let work = async move { agent.unpublish_ephemeral(&id, &target).await };
+        run("NodeUnpublishVolume", about, work).await?;
+        ok(NodeUnpublishVolumeResponse {})
+    }
 }
 
 /// A path as kubelet gives it: absolute and without detours.
@@ -86,6 +125,7 @@ fn stage(request: &NodeStageVolumeRequest) -> Result<Stage, RequestError> {
         access,
         options: capability.options,
         group: capability.group,
+        ephemeral: None,
     })
 }
 
@@ -119,16 +159,14 @@ fn place(id: &str, field: &str, value: &str) -> Result<(VolumeHandle, PathBuf), 
     Ok((volume_id(id)?, path))
 }
 
-/// The same for calls that touch no path, but only compare it with the volume's: no volume is at an
-/// invalid one.
-fn volume_at(id: &str, value: &str) -> Result<(VolumeHandle, PathBuf), RequestError> {
-    required_id(id)?;
+/// The path of calls that do not touch it, but only compare it with the volume's: no volume is at
+/// an invalid one.
+fn volume_path(value: &str) -> Result<PathBuf, RequestError> {
     if value.is_empty() {
         return Err(invalid("volume_path is missing"));
     }
-    let at = path("volume_path", value)
-        .map_err(|error| RequestError::NotFound(format!("no volume has this id: {error}")))?;
-    Ok((volume_id(id)?, at))
+    path("volume_path", value)
+        .map_err(|error| RequestError::NotFound(format!("no volume has this id: {error}")))
 }
 
 fn usage(unit: Unit, total: u64, free: u64) -> VolumeUsage {
@@ -210,6 +248,9 @@ impl<M: Mounter, E: Endpoints> NodeApi for NodeService<M, E> {
         &self,
         request: Request<NodePublishVolumeRequest>,
     ) -> Result<Response<NodePublishVolumeResponse>, Status> {
+        if ephemeral::is_ephemeral(&request.get_ref().volume_context) {
+            return self.publish_ephemeral(request.into_inner()).await;
+        }
         let wanted = publish(request.get_ref())?;
         let agent = self.agent.clone();
         let about = format!("{} at {}", wanted.volume, wanted.target.display());
@@ -222,6 +263,10 @@ impl<M: Mounter, E: Endpoints> NodeApi for NodeService<M, E> {
         request: Request<NodeUnpublishVolumeRequest>,
     ) -> Result<Response<NodeUnpublishVolumeResponse>, Status> {
         let request = request.into_inner();
+        if let Ok(id) = request.volume_id.parse::<EphemeralId>() {
+            let target = path("target_path", &request.target_path)?;
+            return self.unpublish_ephemeral(id, target).await;
+        }
         let (volume, target) = place(&request.volume_id, "target_path", &request.target_path)?;
         let agent = self.agent.clone();
         let about = format!("{volume} at {}", target.display());
@@ -235,7 +280,8 @@ impl<M: Mounter, E: Endpoints> NodeApi for NodeService<M, E> {
         request: Request<NodeGetVolumeStatsRequest>,
     ) -> Result<Response<NodeGetVolumeStatsResponse>, Status> {
         let request = request.into_inner();
-        let (volume, at) = volume_at(&request.volume_id, &request.volume_path)?;
+        let volume = self.volume(&request.volume_id)?;
+        let at = volume_path(&request.volume_path)?;
         let agent = self.agent.clone();
         let stat =
             run(
@@ -263,7 +309,7 @@ impl<M: Mounter, E: Endpoints> NodeApi for NodeService<M, E> {
                 path(field, value)?;
             }
         }
-        let volume = volume_id(&request.volume_id)?;
+        let volume = self.volume(&request.volume_id)?;
         let conditions = self.agent.health(volume).map_err(|error| crate::rpc::status(&error))?;
         let health_statuses = conditions.iter().map(volume_entry).collect();
         let volume_health = Some(VolumeHealth { volume_id: request.volume_id, health_statuses });
@@ -283,7 +329,8 @@ impl<M: Mounter, E: Endpoints> NodeApi for NodeService<M, E> {
         request: Request<NodeExpandVolumeRequest>,
     ) -> Result<Response<NodeExpandVolumeResponse>, Status> {
         let request = request.into_inner();
-        let (volume, at) = volume_at(&request.volume_id, &request.volume_path)?;
+        let volume = self.volume(&request.volume_id)?;
+        let at = volume_path(&request.volume_path)?;
         let limit = wanted(request.capacity_range.as_ref())?.limit;
         if request.volume_capability.is_some() {
             capability::one(request.volume_capability.as_ref())?;

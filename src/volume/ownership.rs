@@ -177,6 +177,7 @@ mod tests {
             form: Form::Writable,
             modified: false,
             restoring: None,
+            ephemeral: false,
         }
     }
 

@@ -34,6 +34,7 @@ fn dataset(name: &str) -> Dataset {
         form: Default::default(),
         modified: false,
         restoring: None,
+        ephemeral: false,
     }
 }
 

@@ -35,6 +35,9 @@ const ELSEWHERE: &[(&str, &str)] = &[
     // A node that makes its channel known.
     ("channel.before-publish", "src/control/node/tests.rs"),
     ("channel.after-publish", "src/control/node/tests.rs"),
+    // An inline volume of a pod.
+    ("control.ephemeral.recorded", "src/control/node/tests.rs"),
+    ("control.ephemeral.unstaged", "src/control/node/tests.rs"),
     // A damaged volume.
     ("control.damage.reported", "src/control/damage_report.rs"),
     ("control.damage.posted", "tests/lifecycle/cluster.rs"),

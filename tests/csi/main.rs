@@ -4,6 +4,7 @@
 
 mod bad_input;
 mod driver;
+mod ephemeral;
 mod groups;
 mod handover;
 mod mounting;

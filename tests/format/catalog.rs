@@ -68,6 +68,7 @@ fn dataset() -> Dataset {
         form: Form::Writable,
         modified: false,
         restoring: None,
+        ephemeral: false,
     }
 }
 
@@ -186,6 +187,9 @@ fn records() {
     let modified = Dataset { modified: true, ..dataset() };
     let text = serde_json::to_string(&modified).unwrap();
     assert!(text.ends_with(r#","detached":true,"modified":true}"#), "{text}");
+    let ephemeral = Dataset { ephemeral: true, ..dataset() };
+    let text = serde_json::to_string(&ephemeral).unwrap();
+    assert!(text.ends_with(r#","detached":true,"ephemeral":true}"#), "{text}");
     let frozen = Dataset { form: Form::Snapshot, restoring: Some(snapshot_id()), ..dataset() };
     let text = serde_json::to_string(&frozen).unwrap();
     assert!(

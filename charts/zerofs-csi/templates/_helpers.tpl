@@ -179,6 +179,10 @@ VOLUME). */ -}}
 {{- end }}
 {{- $_ := set $config "pools" $pools -}}
 {{- $_ := set $config "driverName" .Values.driverName -}}
+{{- with .Values.ephemeral.pools }}
+{{- range . }}{{- if not (hasKey $pools .) }}{{- fail (printf "ephemeral.pools: %q is not configured: add it to pools" .) }}{{- end }}{{- end }}
+{{- $_ := set $config "ephemeral" (dict "pools" . "maxSize" $.Values.ephemeral.maxSize) }}
+{{- end }}
 {{- with .Values.channel.listen }}{{- $_ := set $config "channel" (dict "listen" .) }}{{- end }}
 {{- $connections := include "zerofs.connectionsPerVolume" . | int }}
 {{- if gt $connections 1 }}

@@ -343,6 +343,7 @@ pub(super) mod tests {
             form: Form::Writable,
             modified: false,
             restoring: None,
+            ephemeral: false,
         }
     }
 

@@ -8,7 +8,7 @@ use crate::types::{Incarnation, NameError, NameKey, PoolId, SnapshotName};
 /// The smallest and largest record of a file (R6).
 const RECORD_BYTES: std::ops::RangeInclusive<u32> = 4 << 10..=1 << 20;
 
-pub(super) fn properties(properties: &Properties) -> Result<(), ControlError> {
+pub(in crate::control) fn properties(properties: &Properties) -> Result<(), ControlError> {
     let invalid = |why: String| Err(ControlError::Invalid(why));
     if !properties.record_bytes.is_power_of_two()
         || !RECORD_BYTES.contains(&properties.record_bytes)

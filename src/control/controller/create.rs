@@ -119,6 +119,7 @@ impl Controller {
             form: new.form,
             modified: false,
             restoring: None,
+            ephemeral: false,
         };
         pool.step("control.create.begin").await?;
         match pool.catalog.insert_dataset(dataset).await {

@@ -15,10 +15,10 @@ impl Controller {
     pub async fn delete_volume(&self, volume: VolumeHandle) -> Result<(), ControlError> {
         let pool = self.pool_to_delete_from(volume.pool)?;
         let _lock = self.lock_volume(volume.dataset)?;
-        if let Some((dataset, owner)) = self.tombstone_volume(pool, volume.dataset).await? {
+        if let Some((dataset, owner)) = tombstone_dataset(pool, volume.dataset).await? {
             let released = self.release_dead(pool, &dataset, &owner).await?;
             let still = if released {
-                self.tombstone_volume(pool, volume.dataset).await?
+                tombstone_dataset(pool, volume.dataset).await?
             } else {
                 Some((dataset, owner))
             };
@@ -35,40 +35,6 @@ impl Controller {
         pool.step("control.delete.tombstone").await?;
         self.tombstoned.notify_one();
         Ok(())
-    }
-
-    /// Returns the owner that has it open, if there is one.
-    async fn tombstone_volume(
-        &self,
-        pool: &Pool,
-        id: DatasetId,
-    ) -> Result<Option<(Dataset, Owner)>, ControlError> {
-        let mut open = None;
-        let changed = pool
-            .catalog
-            .update_dataset(id, |dataset| {
-                open = dataset
-                    .owner
-                    .clone()
-                    .filter(|owner| !is_maintenance(owner))
-                    .map(|owner| (dataset.clone(), owner));
-                if open.is_some() {
-                    return Err(CatalogError::Precondition {
-                        what: format!("volume {}", dataset.name),
-                        why: "it is open".into(),
-                    });
-                }
-                if matches!(dataset.state, State::Ready | State::Creating) {
-                    dataset.state = State::Deleting;
-                }
-                Ok(())
-            })
-            .await;
-        match (changed, open) {
-            (Ok(_), _) | (Err(CatalogError::NotFound { .. }), _) => Ok(None),
-            (Err(_), Some(open)) => Ok(Some(open)),
-            (Err(error), None) => Err(error.into()),
-        }
     }
 
     /// Absent counts as deleted. Clones made from it retain its data, not its name.
@@ -175,6 +141,39 @@ impl Controller {
             self.threshold,
             self.damage_reported.clone(),
         )
+    }
+}
+
+/// Tombstones a dataset. Returns the owner that has it open, if there is one.
+pub(in crate::control) async fn tombstone_dataset(
+    pool: &Pool,
+    id: DatasetId,
+) -> Result<Option<(Dataset, Owner)>, ControlError> {
+    let mut open = None;
+    let changed = pool
+        .catalog
+        .update_dataset(id, |dataset| {
+            open = dataset
+                .owner
+                .clone()
+                .filter(|owner| !is_maintenance(owner))
+                .map(|owner| (dataset.clone(), owner));
+            if open.is_some() {
+                return Err(CatalogError::Precondition {
+                    what: format!("volume {}", dataset.name),
+                    why: "it is open".into(),
+                });
+            }
+            if matches!(dataset.state, State::Ready | State::Creating) {
+                dataset.state = State::Deleting;
+            }
+            Ok(())
+        })
+        .await;
+    match (changed, open) {
+        (Ok(_), _) | (Err(CatalogError::NotFound { .. }), _) => Ok(None),
+        (Err(_), Some(open)) => Ok(Some(open)),
+        (Err(error), None) => Err(error.into()),
     }
 }
 

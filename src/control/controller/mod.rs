@@ -4,6 +4,7 @@ mod check;
 mod clone;
 mod create;
 mod delete;
+mod ephemeral;
 pub(super) mod group;
 mod holds;
 mod properties;
@@ -13,6 +14,9 @@ mod restore;
 mod snapshot;
 mod writable;
 
+pub(super) use check::properties as check_properties;
+pub(super) use delete::tombstone_dataset;
+pub use ephemeral::EphemeralWatch;
 pub use group::GroupInfo;
 pub use properties::PropertyChanges;
 pub(super) use query::within;

@@ -5,6 +5,11 @@ use crate::catalog::{CatalogError, Dataset, State};
 use crate::control::ControlError;
 use crate::types::{SnapshotHandle, VolumeHandle};
 
+/// Returns whether it is a volume of its own: one that a pod declares lives and goes with the pod.
+fn is_listed(dataset: &Dataset) -> bool {
+    dataset.state == State::Ready && !dataset.ephemeral
+}
+
 impl Controller {
     pub async fn volume(&self, volume: VolumeHandle) -> Result<VolumeInfo, ControlError> {
         let absent = || ControlError::NotFound { what: format!("volume {volume}") };
@@ -18,8 +23,7 @@ impl Controller {
         let mut found = Vec::new();
         for pool in self.pools.all()? {
             let datasets = pool.catalog.datasets().await?.into_iter().map(|at| at.record);
-            found
-                .extend(datasets.filter(|d| d.state == State::Ready).map(|d| volume_info(pool, d)));
+            found.extend(datasets.filter(is_listed).map(|d| volume_info(pool, d)));
         }
         Ok(found)
     }

@@ -5,6 +5,7 @@ use super::super::locks::{OperationLock, OperationLocks};
 use super::super::owner::Carriers;
 use super::super::{ControlError, Pools};
 use super::endpoint::{EndpointError, Endpoints, Reach};
+use super::ephemeral_id::{EphemeralId, EphemeralSettings};
 use super::ports;
 use super::record::{StagedRecord, StagedRecords};
 use super::shared::{Backing, SharedVolume};
@@ -40,6 +41,8 @@ pub struct NodeSettings {
     pub channel: Option<Arc<Channel>>,
     /// How the owners of volumes in other processes are asked.
     pub carriers: Carriers,
+    /// Inline volumes of pods.
+    pub ephemeral: EphemeralSettings,
 }
 
 impl NodeSettings {
@@ -63,6 +66,7 @@ impl NodeSettings {
             hold: Self::HOLD,
             channel: None,
             carriers: Carriers::default(),
+            ephemeral: EphemeralSettings::default(),
         })
     }
 }
@@ -196,6 +200,21 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
     pub(super) async fn enter(&self, volume: VolumeHandle) -> Result<Entered, ControlError> {
         let _present = self.present().await?;
         Ok(Entered { _present, _call: self.operations.try_lock(format!("volume {volume}"))? })
+    }
+
+    /// One call at a time for an inline volume, which has no other id before it exists.
+    pub(super) fn lock_ephemeral(&self, id: &EphemeralId) -> Result<OperationLock, ControlError> {
+        self.operations.try_lock(format!("inline volume {id}"))
+    }
+
+    /// The records of the volumes that are staged here and not being reopened.
+    pub(super) fn staged_records(&self) -> Vec<StagedRecord> {
+        let of = |sender: &StateSender| match &*sender.borrow() {
+            StageState::Idle | StageState::Opening => None,
+            StageState::Staged(staged) => Some(staged.record.clone()),
+            StageState::Lost(record) => Some((**record).clone()),
+        };
+        self.states.lock().values().filter_map(of).collect()
     }
 
     /// Keeps the node from being handed over until it is dropped. Waits while a hand-over is tried.

@@ -27,12 +27,17 @@
 //! A process **hands over** to the next one (see [`NodeAgent::hold`]) when no call is under way and
 //! none can begin; the next process treats the records as after a crash.
 //!
+//! An inline **ephemeral** volume is staged at its pod's target, and has no other mount
+//! ([`ephemeral`]).
+//!
 //! A crash leaves records. The next start reopens volumes that are still mounted, and closes the
 //! others.
 
 mod address;
 mod agent;
 mod endpoint;
+mod ephemeral;
+mod ephemeral_id;
 mod follow;
 mod health;
 mod ports;
@@ -48,6 +53,8 @@ mod usage;
 
 pub use agent::{HandoverHold, NodeAgent, NodeSettings};
 pub use endpoint::{EndpointError, Endpoints, Reach};
+pub use ephemeral::PublishEphemeral;
+pub use ephemeral_id::{EphemeralId, EphemeralSettings};
 pub use health::{StorageCondition, VolumeCondition};
 pub use publish::{Publish, Sharing};
 pub use record::Access;

@@ -40,6 +40,9 @@ pub(super) struct StagedRecord {
     /// Other nodes may have it mounted too: it is served or relayed, whoever owns it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub shared: bool,
+    /// Kubelet's id of an inline volume, which is mounted at its pod's target.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ephemeral: Option<String>,
 }
 
 mod handle_text {
@@ -74,6 +77,7 @@ impl StagedRecord {
             options,
             endpoint: None,
             shared: false,
+            ephemeral: None,
         }
     }
 
@@ -268,6 +272,10 @@ mod tests {
         let golden = golden.replace(r#"12049"}"#, r#"12049","shared":true}"#);
         assert_eq!(serde_json::to_string(&shared).unwrap(), golden);
         assert_eq!(StagedRecord::parse(golden.as_bytes()), Ok(shared));
+        let inline = StagedRecord { ephemeral: Some("csi-0".to_owned()), ..record() };
+        let golden = golden.replace(r#""shared":true"#, r#""ephemeral":"csi-0""#);
+        assert_eq!(serde_json::to_string(&inline).unwrap(), golden);
+        assert_eq!(StagedRecord::parse(golden.as_bytes()), Ok(inline));
     }
 
     #[test]

@@ -24,6 +24,8 @@ pub struct Stage {
     pub options: Vec<String>,
     /// The group that the files are presented with (R28).
     pub group: Option<u32>,
+    /// Kubelet's id of an inline volume.
+    pub ephemeral: Option<String>,
 }
 
 impl Stage {
@@ -105,6 +107,7 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
             wanted.access,
             wanted.options,
         );
+        record.ephemeral = wanted.ephemeral;
         record.shared = self.is_shared(pool, volume.dataset).await?;
         // The intent is written first: after a crash the next start knows that the volume may be
         // open.

@@ -4,10 +4,10 @@
 use super::agent::StageState;
 use super::*;
 use crate::bucket::Bucket;
-use crate::catalog::{Catalog, Properties};
+use crate::catalog::{Catalog, Properties, State};
 use crate::chunk::ChunkCache;
 use crate::control::channel::{Channel, OwnerRoute, key_of};
-use crate::control::{Controller, NewVolume, Pools};
+use crate::control::{ControlError, Controller, EphemeralWatch, NewVolume, Pools};
 use crate::fs::api::StatFs;
 use crate::fs::db::DbCache;
 use crate::mount::FakeMounter;
@@ -129,6 +129,7 @@ impl Node {
         let (node, session) = (volumes.settings().node.clone(), volumes.settings().session);
         let settings = NodeSettings {
             hold: channel.map_or(NodeSettings::HOLD, |_| Duration::from_secs(3)),
+            ephemeral: EphemeralSettings { pools: vec!["p".into()], size_max: 1 << 30 },
             channel: channel.map(|at| Arc::new(Channel::new(node, session, Some(at), [7; 32]))),
             ..NodeSettings::new(dir.path().join("staged"), "driver".into()).unwrap()
         };
@@ -143,18 +144,49 @@ impl Node {
         self.dir.path().join("target")
     }
 
-    async fn stage(&self) -> Result<(), crate::control::ControlError> {
+    async fn stage(&self) -> Result<(), ControlError> {
         let wanted = Stage {
             volume: self.volume,
             target: self.target(),
             access: Access::ReadWrite,
             options: vec![],
             group: None,
+            ephemeral: None,
         };
         Box::pin(self.agent.stage(wanted)).await
     }
 
-    async fn unstage(&self) -> Result<(), crate::control::ControlError> {
+    fn inline() -> EphemeralId {
+        format!("csi-{}", "5".repeat(64)).parse().unwrap()
+    }
+
+    async fn publish_inline(&self) -> Result<(), ControlError> {
+        let wanted = PublishEphemeral {
+            id: Self::inline(),
+            pool: None,
+            size: None,
+            properties: Properties::default(),
+            target: self.target(),
+            access: Access::ReadWrite,
+            options: vec![],
+            group: None,
+        };
+        Box::pin(self.agent.publish_ephemeral(wanted)).await
+    }
+
+    async fn unpublish_inline(&self) -> Result<(), ControlError> {
+        Box::pin(self.agent.unpublish_ephemeral(&Self::inline(), &self.target())).await
+    }
+
+    /// The names of inline volumes that nobody has deleted.
+    async fn inline_volumes(&self) -> Vec<String> {
+        let datasets = self.catalog.datasets().await.unwrap();
+        let live = datasets.iter().map(|at| &at.record);
+        let live = live.filter(|dataset| dataset.ephemeral && dataset.state == State::Ready);
+        live.map(|dataset| dataset.name.to_string()).collect()
+    }
+
+    async fn unstage(&self) -> Result<(), ControlError> {
         Box::pin(self.agent.unstage(self.volume, &self.target())).await
     }
 
@@ -335,6 +367,55 @@ fn a_shared_volume_is_staged_once_the_channel_is_known() {
         let session = node.agent.volumes.settings().session;
         assert_eq!(node.catalog.channel(session).await.unwrap(), None);
         node.unstage().await.unwrap();
+    });
+}
+
+/// Whichever step fails, and whether kubelet then goes on with the pod or gives it up.
+#[test]
+fn an_inline_volume_leaves_nothing_behind() {
+    run(async {
+        for gives_up in [false, true] {
+            let node = Node::new().await;
+            node.set("control.ephemeral.recorded", "1*return");
+            assert!(node.publish_inline().await.unwrap_err().class().may_pass());
+            assert_eq!(node.inline_volumes().await.len(), 1);
+            if !gives_up {
+                node.publish_inline().await.unwrap();
+                node.publish_inline().await.unwrap();
+                assert_eq!(node.inline_volumes().await.len(), 1);
+                node.set("control.ephemeral.unstaged", "1*return");
+                assert!(node.unpublish_inline().await.unwrap_err().class().may_pass());
+            }
+            for _ in 0..2 {
+                node.unpublish_inline().await.unwrap();
+                assert_eq!(node.inline_volumes().await, Vec::<String>::new());
+                assert!(!node.target().exists());
+            }
+            // The pod is there again before the deletion was collected.
+            node.publish_inline().await.unwrap();
+            let name = format!("ephemeral-{}-1", Node::inline());
+            assert_eq!(node.inline_volumes().await, [name]);
+            node.unpublish_inline().await.unwrap();
+        }
+    });
+}
+
+#[test]
+fn an_inline_volume_of_a_lost_node_is_deleted_after_a_day() {
+    run(async {
+        let node = Node::new().await;
+        node.set("control.ephemeral.recorded", "1*return");
+        node.publish_inline().await.unwrap_err();
+        let pools = Pools::one("p", node.catalog.clone());
+        let controller = Controller::new(pools, volumes("controller", None));
+        let (mut watch, now) = (EphemeralWatch::default(), std::time::Instant::now());
+        for (hours, left) in [(0_u32, 1), (23, 1), (24, 0), (25, 0)] {
+            let now = now + hours * Duration::from_secs(3600);
+            controller.delete_abandoned(&mut watch, now).await.unwrap();
+            assert_eq!(node.inline_volumes().await.len(), left, "after {hours} h");
+        }
+        let other = node.catalog.dataset_by_id(node.volume.dataset).await.unwrap().unwrap();
+        assert_eq!(other.record.state, State::Ready);
     });
 }
 

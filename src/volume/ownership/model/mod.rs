@@ -184,6 +184,7 @@ fn template(owner: Option<Owner>) -> Dataset {
         form: Form::Writable,
         modified: false,
         restoring: None,
+        ephemeral: false,
     }
 }
 

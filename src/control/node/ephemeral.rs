@@ -1,0 +1,199 @@
+//! Inline ephemeral volumes: an empty dataset for one pod on this node, made when it is published
+//! and deleted when it is unpublished.
+//!
+//! ```text
+//!  publish     dataset recorded ──▶ staged at the pod's target, under kubelet's id of the volume
+//!  unpublish   unstaged, released ──▶ tombstoned ──▶ the pod's folder removed
+//! ```
+//! Kubelet names the volume, from the pod and the volume's name in it, so the dataset is found by
+//! its name where no staged record is left, as after a reboot. A crash leaves a dataset that the
+//! next call for the pod finds. If none comes, because the node is gone, a controller deletes it
+//! (`control/controller/ephemeral.rs`).
+
+use super::super::controller::{check_properties, tombstone_dataset};
+use super::super::{ControlError, Pool};
+use super::agent::NodeAgent;
+use super::endpoint::Endpoints;
+use super::ephemeral_id::EphemeralId;
+use super::record::Access;
+use super::stage::Stage;
+use crate::catalog::{CatalogError, Dataset, Form, Properties, State};
+use crate::mount::{self, Mounter};
+use crate::types::{DatasetId, DatasetName, FamilyId, Incarnation, Timestamp, VolumeHandle};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// The request of NodePublishVolume for an inline volume.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PublishEphemeral {
+    pub id: EphemeralId,
+    /// `None`: the first of those that are allowed.
+    pub pool: Option<String>,
+    /// In bytes; `None`: the default size, or the largest that is allowed.
+    pub size: Option<u64>,
+    pub properties: Properties,
+    pub target: PathBuf,
+    pub access: Access,
+    pub options: Vec<String>,
+    pub group: Option<u32>,
+}
+
+impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
+    /// Makes an empty volume and mounts it at the pod's target. A retry of the same request is
+    /// success.
+    ///
+    /// # Errors
+    /// `Precondition` where the administrator does not allow it, `OutOfRange` for its size.
+    pub async fn publish_ephemeral(
+        self: &Arc<Self>,
+        wanted: PublishEphemeral,
+    ) -> Result<(), ControlError> {
+        let _one = self.lock_ephemeral(&wanted.id)?;
+        let settings = &self.settings.ephemeral;
+        let pool = self.pools.get(Some(settings.pool(wanted.pool.as_deref())?))?;
+        let size = settings.size(wanted.size)?;
+        check_properties(&wanted.properties)?;
+        let dataset = scratch(pool, &wanted, size).await?;
+        pool.step("control.ephemeral.recorded").await?;
+        let PublishEphemeral { id, target, access, options, group, .. } = wanted;
+        let volume = VolumeHandle { pool: pool.id(), dataset };
+        let ephemeral = Some(id.to_string());
+        self.stage(Stage { volume, target, access, options, group, ephemeral }).await
+    }
+
+    /// Unmounts an inline volume, and deletes it with its data. Absent counts as deleted.
+    ///
+    /// # Errors
+    /// Retryable ones, above all `Unavailable` while the store does not answer.
+    pub async fn unpublish_ephemeral(
+        &self,
+        id: &EphemeralId,
+        target: &Path,
+    ) -> Result<(), ControlError> {
+        let _one = self.lock_ephemeral(id)?;
+        if let Some(volume) = self.find_ephemeral(id).await? {
+            self.unstage(volume, target).await?;
+            if self.is_staged(volume.dataset) {
+                return Err(ControlError::Precondition(format!(
+                    "inline volume {id} is mounted, but not at {}",
+                    target.display()
+                )));
+            }
+            self.delete_scratch(volume).await?;
+        }
+        let target = mount::resolve_target(target).await?;
+        Ok(mount::remove_or_move_away(&target, &self.settings.driver).await?)
+    }
+
+    /// An inline volume that is mounted here.
+    pub fn ephemeral(&self, id: &EphemeralId) -> Option<VolumeHandle> {
+        self.staged_records()
+            .into_iter()
+            .find(|record| record.ephemeral.as_deref() == Some(id.as_str()))
+            .map(|record| record.volume)
+    }
+
+    async fn find_ephemeral(&self, id: &EphemeralId) -> Result<Option<VolumeHandle>, ControlError> {
+        if let Some(volume) = self.ephemeral(id) {
+            return Ok(Some(volume));
+        }
+        let records = self.records.all().await?;
+        let staged = records.iter().find(|record| record.ephemeral.as_deref() == Some(id.as_str()));
+        if let Some(record) = staged {
+            return Ok(Some(record.volume));
+        }
+        for pool in self.pools.all()? {
+            for name in id.names() {
+                match pool.catalog.dataset(&name?).await? {
+                    Some(at) if is_live(&at.record) => {
+                        let dataset = at.record.id();
+                        return Ok(Some(VolumeHandle { pool: pool.id(), dataset }));
+                    }
+                    Some(_) => {}
+                    None => break,
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    /// Tombstones the dataset of a volume that is not staged any more.
+    async fn delete_scratch(&self, volume: VolumeHandle) -> Result<(), ControlError> {
+        let Some(pool) = self.pools.by_id(volume.pool)? else { return Ok(()) };
+        pool.step("control.ephemeral.unstaged").await?;
+        let Some((dataset, owner)) = tombstone_dataset(pool, volume.dataset).await? else {
+            return Ok(());
+        };
+        if owner.node == self.volumes.settings().node {
+            // This node claimed it before a reboot.
+            self.volumes.open(&pool.catalog, volume.dataset).await?;
+            self.volumes.close(volume.dataset).await?;
+            if tombstone_dataset(pool, volume.dataset).await?.is_none() {
+                return Ok(());
+            }
+        }
+        Err(ControlError::Unavailable(format!(
+            "volume {} cannot be deleted while node {} has it open; retry",
+            dataset.name, owner.node
+        )))
+    }
+}
+
+fn is_live(dataset: &Dataset) -> bool {
+    dataset.ephemeral && matches!(dataset.state, State::Ready | State::Creating)
+}
+
+/// Finds the dataset of an inline volume, or makes it.
+async fn scratch(
+    pool: &Pool,
+    wanted: &PublishEphemeral,
+    size: u64,
+) -> Result<DatasetId, ControlError> {
+    for name in wanted.id.names() {
+        let name = name?;
+        match pool.catalog.dataset(&name).await? {
+            Some(at) if is_live(&at.record) => return Ok(at.record.id()),
+            Some(at) if !at.record.ephemeral => {
+                let why = "it is no inline ephemeral volume: rename or delete it".to_owned();
+                return Err(ControlError::Exists { what: format!("dataset {name}"), why });
+            }
+            // One of the same pod, deleted and not collected yet.
+            Some(_) => continue,
+            None => {}
+        }
+        match pool.catalog.insert_dataset(empty(name, wanted, size)).await {
+            Ok(at) => return Ok(at.record.id()),
+            // Its collection has not ended.
+            Err(CatalogError::InProgress { .. }) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    let what = format!("inline volume {}", wanted.id);
+    Err(ControlError::NameInUse { what, why: "its deletions are not collected yet; retry" })
+}
+
+fn empty(name: DatasetName, wanted: &PublishEphemeral, size: u64) -> Dataset {
+    let incarnation = Incarnation::random();
+    Dataset {
+        name,
+        incarnation,
+        family: FamilyId::from(incarnation),
+        origin: None,
+        // Its database is made by its first opening.
+        state: State::Ready,
+        created: Timestamp::now(),
+        size: Some(size),
+        properties: wanted.properties.clone(),
+        access_modes: vec!["SINGLE_NODE_WRITER".to_owned()],
+        owner: None,
+        handle_secret: rand::random(),
+        parameters: BTreeMap::new(),
+        snapshot_serial: 0,
+        detached: false,
+        form: Form::Writable,
+        modified: false,
+        restoring: None,
+        ephemeral: true,
+    }
+}
