@@ -30,12 +30,12 @@ async fn fill(process: &Process, volume: VolumeHandle, files: usize, entries: us
     let open = process.volumes.open(&process.catalog, volume.dataset).await.unwrap();
     let mut left = files;
     for dir in 0..files.div_ceil(FILES_A_DIR) {
-        let of = mkdir(&open.fs, open.fs.root(), format!("d{dir}").as_bytes()).await;
+        let of = mkdir(&open.fs, open.fs.root(), &format!("d{dir}")).await;
         let some = left.min(FILES_A_DIR);
         make(&open.fs, of, some, b"one of many").await;
         left -= some;
     }
-    let large = mkdir(&open.fs, open.fs.root(), b"large").await;
+    let large = mkdir(&open.fs, open.fs.root(), "large").await;
     make(&open.fs, large, entries, b"").await;
     open.fs.sync().await.unwrap();
     drop(open);
@@ -45,7 +45,7 @@ async fn fill(process: &Process, volume: VolumeHandle, files: usize, entries: us
 async fn make(fs: &Fs, of: FileRef, count: usize, content: &[u8]) {
     futures::stream::iter(0..count)
         .for_each_concurrent(CONCURRENCY, |n| async move {
-            file(fs, of, format!("file{n}").as_bytes(), content).await;
+            file(fs, of, &format!("file{n}"), content).await;
         })
         .await;
 }
@@ -53,7 +53,7 @@ async fn make(fs: &Fs, of: FileRef, count: usize, content: &[u8]) {
 async fn snapshots(process: &Process, volume: VolumeHandle, count: usize) {
     let open = process.volumes.open(&process.catalog, volume.dataset).await.unwrap();
     for n in 0..count {
-        file(&open.fs, open.fs.root(), format!("new-{n}").as_bytes(), b"new").await;
+        file(&open.fs, open.fs.root(), &format!("new-{n}"), b"new").await;
         let name = format!("s{n}").parse().unwrap();
         process.controller.create_csi_snapshot(volume, name).await.unwrap();
     }

@@ -9,6 +9,7 @@
 mod support;
 
 use std::time::Duration;
+use support::tests::world::close_all;
 use support::{Meter, Process, file, folder, idle, mkdir, peak_mb, requests};
 use zerofs_csi::catalog::{Catalog, Properties};
 use zerofs_csi::chunk::Codec;
@@ -30,10 +31,10 @@ async fn fill(process: &Process, volume: VolumeHandle, chunks: usize) {
     let mut dir = open.fs.root();
     for n in 0..chunks / CHUNKS_A_FILE {
         if n % FILES_A_DIR == 0 {
-            dir = mkdir(&open.fs, open.fs.root(), format!("d{}", n / FILES_A_DIR).as_bytes()).await;
+            dir = mkdir(&open.fs, open.fs.root(), &format!("d{}", n / FILES_A_DIR)).await;
         }
         noise(n, &mut content);
-        file(&open.fs, dir, format!("f{n}").as_bytes(), &content).await;
+        file(&open.fs, dir, &format!("f{n}"), &content).await;
     }
     drop(open);
     process.volumes.close(volume.dataset).await.unwrap();
@@ -103,7 +104,7 @@ async fn measure(chunks: usize) {
         peak_mb(),
         requests(at.requests)
     );
-    process.volumes.close_all().await.unwrap();
+    close_all(&process.volumes).await;
     process.controller.delete_volume(volume).await.unwrap();
     pass(&process, "the whole dataset deleted").await;
 }

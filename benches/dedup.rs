@@ -10,9 +10,9 @@
 mod support;
 
 use std::ffi::OsStr;
-use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+use support::tests::world::close_all;
 use support::{Meter, Process, file, folder, mkdir, peak_mb};
 use zerofs_csi::catalog::{Catalog, Properties};
 use zerofs_csi::control::Accuracy;
@@ -25,13 +25,14 @@ async fn copy(fs: &Fs, from: PathBuf, into: FileRef) -> (usize, u64) {
     while let Some((from, into)) = todo.pop() {
         for entry in std::fs::read_dir(from).unwrap() {
             let entry = entry.unwrap();
-            let (kind, name) = (entry.file_type().unwrap(), entry.file_name());
+            let kind = entry.file_type().unwrap();
+            let name = entry.file_name().into_string().unwrap();
             if kind.is_dir() {
-                todo.push((entry.path(), mkdir(fs, into, name.as_bytes()).await));
+                todo.push((entry.path(), mkdir(fs, into, &name).await));
             } else if kind.is_file() {
                 let content = std::fs::read(entry.path()).unwrap();
                 (files, bytes) = (files + 1, bytes + content.len() as u64);
-                file(fs, into, name.as_bytes(), &content).await;
+                file(fs, into, &name, &content).await;
             }
         }
     }
@@ -51,7 +52,7 @@ async fn measure(record_bytes: u32, trees: Vec<PathBuf>) {
     for tree in trees {
         let open = process.volumes.open(&process.catalog, volume.dataset).await.unwrap();
         let called = tree.file_name().unwrap_or(OsStr::new("tree"));
-        let into = mkdir(&open.fs, open.fs.root(), called.as_bytes()).await;
+        let into = mkdir(&open.fs, open.fs.root(), called.to_str().unwrap()).await;
         let meter = Meter::start(process.catalog.bucket());
         let (files, bytes) = copy(&open.fs, tree.clone(), into).await;
         open.fs.sync().await.unwrap();
@@ -81,7 +82,7 @@ async fn measure(record_bytes: u32, trees: Vec<PathBuf>) {
         );
         before = stored;
     }
-    process.volumes.close_all().await.unwrap();
+    close_all(&process.volumes).await;
 }
 
 fn main() {

@@ -12,7 +12,9 @@ mod support;
 use bytes::Bytes;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use support::{Meter, Process, file, folder, name};
+use support::tests::files::name;
+use support::tests::world::close_all;
+use support::{Meter, Process, file, folder};
 use zerofs_csi::catalog::{Catalog, Properties};
 use zerofs_csi::fs::Fs;
 use zerofs_csi::fs::api::{Caller, CreateHow, FileSystem, SetAttr, Stability};
@@ -73,8 +75,8 @@ async fn measure(
     time: Duration,
 ) -> String {
     for task in 0..concurrency {
-        file(fs, fs.root(), format!("task{task}").as_bytes(), b"").await;
-        file(fs, fs.root(), format!("moved-{task}-0").as_bytes(), b"").await;
+        file(fs, fs.root(), &format!("task{task}"), b"").await;
+        file(fs, fs.root(), &format!("moved-{task}-0"), b"").await;
     }
     fs.sync().await.unwrap();
     let meter = Meter::start(process.catalog.bucket());
@@ -131,7 +133,7 @@ async fn compare(speed: &str, request: Duration, time: Duration) {
                 let open = process.volumes.open(&process.catalog, volume.dataset).await.unwrap();
                 lines.push(Box::pin(measure(&process, &open.fs, work, concurrency, time)).await);
                 drop(open);
-                process.volumes.close_all().await.unwrap();
+                close_all(&process.volumes).await;
             }
             println!("{speed:<6} {sync:<8} {what:<25} journal {}   none {}", lines[0], lines[1]);
         }

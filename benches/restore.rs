@@ -6,29 +6,23 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a bench stops by panicking")]
 
-#[path = "../tests/support/fault.rs"]
-#[allow(dead_code, reason = "shared with tests")]
-mod fault;
-#[path = "../tests/support/setup.rs"]
-#[allow(dead_code, reason = "shared with tests")]
-mod setup;
+#[path = "../tests/support/mod.rs"]
+mod tests;
 
-use bytes::Bytes;
-use fault::FaultStore;
 use object_store::ObjectStore;
 use object_store::local::LocalFileSystem;
 use object_store::memory::InMemory;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use zerofs_csi::bucket::Bucket;
-use zerofs_csi::catalog::Catalog;
+use tests::fault::FaultStore;
+use tests::files as calls;
+use tests::world::World;
 use zerofs_csi::chunk::ChunkCache;
-use zerofs_csi::control::{Controller, RestoreInPlace};
+use zerofs_csi::control::RestoreInPlace;
 use zerofs_csi::fs::FsMemory;
-use zerofs_csi::fs::api::*;
-use zerofs_csi::types::{EntryName, Incarnation, SnapshotHandle, VolumeHandle};
-use zerofs_csi::volume::{VolumeGuard, VolumeSettings, Volumes};
+use zerofs_csi::types::{Incarnation, SnapshotHandle, VolumeHandle};
+use zerofs_csi::volume::VolumeGuard;
 
 const FILE_BYTES: usize = 6_000;
 const FOLDER_FILES: usize = 100;
@@ -38,35 +32,19 @@ const LANES: usize = 64;
 
 struct Process {
     store: Arc<FaultStore>,
-    catalog: Catalog,
-    volumes: Volumes,
-    controller: Controller,
+    world: World,
 }
 
 impl Process {
     async fn new(store: Arc<dyn ObjectStore>, journals: &Path) -> Self {
         let store = FaultStore::over(store);
-        let bucket = Bucket::on(store.clone(), object_store::path::Path::default());
-        let catalog = Catalog::create(bucket, None).await.unwrap();
-        let settings = VolumeSettings {
-            journal_dir: Some(journals.to_owned()),
-            chunk_cache: ChunkCache::memory(32 << 20),
-            flush_interval: Duration::from_secs(2),
-            memory: FsMemory::new(64 << 20, 48 << 20),
-            ..setup::settings("bench")
-        };
-        let volumes = Volumes::new(settings);
-        let controller = setup::controller(&catalog, &volumes);
-        Self { store, catalog, volumes, controller }
+        let bench = World::builder("bench").journals(journals).settings(|settings| {
+            settings.chunk_cache = ChunkCache::memory(32 << 20);
+            settings.flush_interval = Duration::from_secs(2);
+            settings.memory = FsMemory::new(64 << 20, 48 << 20);
+        });
+        Self { world: bench.create(store.bucket()).await, store }
     }
-
-    async fn create(&self) -> VolumeHandle {
-        self.controller.create_volume(None, setup::new_volume("a", None)).await.unwrap().handle
-    }
-}
-
-fn name(text: &str) -> EntryName {
-    EntryName::try_from(text.as_bytes()).unwrap()
 }
 
 /// CPU time of this process, all threads.
@@ -77,41 +55,22 @@ fn cpu() -> Duration {
 
 /// `tree/<folder>/<file>`.
 async fn fill(volume: &VolumeGuard, files: usize) {
-    let (root, top) = (Caller::root(), volume.fs.root());
-    let tree =
-        volume.fs.mkdir(&root, top, &name("tree"), SetAttr::default()).await.unwrap().attr.file;
+    let tree = calls::top::mkdir(&*volume.fs, "tree").await;
     let mut folders = Vec::new();
     for n in 0..files.div_ceil(FOLDER_FILES) {
-        let made = volume
-            .fs
-            .mkdir(&root, tree, &name(&format!("folder-{n}")), SetAttr::default())
-            .await
-            .unwrap();
-        folders.push(made.attr.file);
+        folders.push(calls::mkdir(&*volume.fs, tree, &format!("folder-{n}")).await);
     }
     let (mut tasks, folders) = (tokio::task::JoinSet::new(), Arc::new(folders));
     for lane in 0..LANES {
         let (volume, folders) = (volume.clone(), folders.clone());
         tasks.spawn(async move {
-            let root = Caller::root();
             for n in (lane..files).step_by(LANES) {
-                let how = CreateHow::Guarded(SetAttr { mode: Some(0o640), ..SetAttr::default() });
                 let dir = folders[n / FOLDER_FILES];
-                let file = volume
-                    .fs
-                    .create(&root, dir, &name(&format!("file-{n}")), how)
-                    .await
-                    .unwrap()
-                    .attr
-                    .file;
+                let file = calls::create(&*volume.fs, dir, &format!("file-{n}")).await;
                 let mut data =
                     blake3::hash(&n.to_le_bytes()).as_bytes().repeat(FILE_BYTES / 32 + 1);
                 data.truncate(FILE_BYTES);
-                volume
-                    .fs
-                    .write(&root, file, 0, Bytes::from(data), Stability::Unstable)
-                    .await
-                    .unwrap();
+                calls::write_at(&*volume.fs, file, 0, &data).await;
             }
         });
     }
@@ -121,10 +80,11 @@ async fn fill(volume: &VolumeGuard, files: usize) {
 
 async fn measure(what: &str, process: &Process, volume: VolumeHandle, wanted: &RestoreInPlace) {
     let logged = process.store.log().len();
-    let (before, wall, busy) = (process.catalog.bucket().requests(), Instant::now(), cpu());
-    let restored = process.controller.restore_in_place(volume, wanted, &|_| ()).await.unwrap();
+    let (before, wall, busy) = (process.world.bucket().requests(), Instant::now(), cpu());
+    let restored =
+        process.world.controller.restore_in_place(volume, wanted, &|_| ()).await.unwrap();
     let (took, busy, made) =
-        (wall.elapsed(), cpu().saturating_sub(busy), process.catalog.bucket().requests() - before);
+        (wall.elapsed(), cpu().saturating_sub(busy), process.world.bucket().requests() - before);
     let packs =
         process.store.log()[logged..].iter().filter(|(_, key)| key.starts_with("packs/")).count();
     println!(
@@ -154,11 +114,10 @@ fn wanted(snapshot: SnapshotHandle, to: &str, overwrite: bool) -> RestoreInPlace
 async fn suite(what: &str, store: Arc<dyn ObjectStore>, latency: Option<Duration>, files: usize) {
     let journals = tempfile::tempdir().unwrap();
     let process = Process::new(store, journals.path()).await;
-    let volume = process.create().await;
-    let open = process.volumes.open(&process.catalog, volume.dataset).await.unwrap();
+    let volume = process.world.volume("a").await;
+    let open = process.world.open(volume).await;
     fill(&open, files).await;
-    let cut =
-        process.controller.create_snapshot(volume, "cut".parse().unwrap()).await.unwrap().handle;
+    let cut = process.world.snapshot(volume, "cut").await;
     if let Some(each) = latency {
         process.store.latency(each);
     }
@@ -166,8 +125,7 @@ async fn suite(what: &str, store: Arc<dyn ObjectStore>, latency: Option<Duration
         .await;
     measure(&format!("{what}: over the original"), &process, volume, &wanted(cut, "tree", true))
         .await;
-    drop(open);
-    process.volumes.close(volume.dataset).await.unwrap();
+    process.world.close(open).await;
     measure(
         &format!("{what}: the volume is open nowhere"),
         &process,

@@ -12,7 +12,9 @@ mod support;
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
-use support::{Measured, Meter, Process, file, folder, idle, median, mkdir, name, requests};
+use support::tests::files::name;
+use support::tests::world::close_all;
+use support::{Measured, Meter, Process, file, folder, idle, median, mkdir, requests};
 use zerofs_csi::catalog::{Catalog, Properties};
 use zerofs_csi::control::Source;
 use zerofs_csi::fs::api::{Caller, FileSystem};
@@ -26,16 +28,16 @@ const SLOW: Duration = Duration::from_millis(20);
 /// `files` empty files, and one that says so.
 async fn fill(process: &Process, volume: VolumeHandle, files: usize) {
     let open = process.volumes.open(&process.catalog, volume.dataset).await.unwrap();
-    file(&open.fs, open.fs.root(), b"first", b"the first file").await;
+    file(&open.fs, open.fs.root(), "first", b"the first file").await;
     for dir in 0..files.div_ceil(FILES_A_DIR) {
-        let of = mkdir(&open.fs, open.fs.root(), format!("d{dir}").as_bytes()).await;
+        let of = mkdir(&open.fs, open.fs.root(), &format!("d{dir}")).await;
         let count = FILES_A_DIR.min(files - dir * FILES_A_DIR);
         let mut lanes = tokio::task::JoinSet::new();
         for lane in 0..LANES {
             let open = open.clone();
             lanes.spawn(async move {
                 for n in (lane..count).step_by(LANES) {
-                    file(&open.fs, of, format!("file{n}").as_bytes(), b"").await;
+                    file(&open.fs, of, &format!("file{n}"), b"").await;
                 }
             });
         }
@@ -88,7 +90,7 @@ async fn operations(process: &Process, volume: VolumeHandle, files: usize, speed
         };
         measured(process, &mut deletes, Box::pin(delete)).await;
         let open = process.volumes.open(&process.catalog, volume.dataset).await.unwrap();
-        file(&open.fs, open.fs.root(), format!("{speed}-{round}").as_bytes(), &[7; 4096]).await;
+        file(&open.fs, open.fs.root(), &format!("{speed}-{round}"), &[7; 4096]).await;
         let cut = measured(
             process,
             &mut live,
@@ -127,11 +129,11 @@ async fn ours(files: usize) {
     fill(&process, volume, files).await;
     println!("{files:>8} files  filled in {:.1} s", filling.elapsed().as_secs_f64());
     Box::pin(operations(&process, volume, files, "folder")).await;
-    process.volumes.close_all().await.unwrap();
+    close_all(&process.volumes).await;
     let slow =
         Process::new(Catalog::open(folder(dir.path(), SLOW), None).await.unwrap(), journals());
     Box::pin(operations(&slow, volume, files, "20ms")).await;
-    slow.volumes.close_all().await.unwrap();
+    close_all(&slow.volumes).await;
 }
 
 fn btrfs(args: &[&str]) -> Duration {

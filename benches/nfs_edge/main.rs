@@ -10,7 +10,7 @@
 
 #![allow(clippy::unwrap_used, clippy::cast_sign_loss, reason = "a bench fails by panicking")]
 
-#[path = "../../tests/support/memfs.rs"]
+#[path = "../../tests/support/memfs/mod.rs"]
 #[allow(dead_code, reason = "the tests use what the bench does not")]
 mod memfs;
 

@@ -2,53 +2,49 @@
 
 #![allow(dead_code, reason = "no bench needs all of it")]
 
-#[path = "../../tests/support/fault.rs"]
-#[allow(clippy::unwrap_used, reason = "a bench stops by panicking")]
-mod fault;
-#[path = "../../tests/support/setup.rs"]
-#[allow(clippy::unwrap_used, reason = "a bench stops by panicking")]
-mod setup;
+#[path = "../../tests/support/mod.rs"]
+pub mod tests;
 
-use fault::FaultStore;
 use object_store::local::LocalFileSystem;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use tests::fault::FaultStore;
+use tests::files;
+use tests::world::{World, new_volume};
 use zerofs_csi::bucket::{Bucket, Requests};
 use zerofs_csi::catalog::{Catalog, Properties};
 use zerofs_csi::chunk::{ChunkCache, ChunkLimits};
 use zerofs_csi::control::{Controller, NewVolume, Source};
-use zerofs_csi::fs::api::{Caller, CreateHow, FileRef, FileSystem, SetAttr, Stability};
+use zerofs_csi::fs::api::FileRef;
 use zerofs_csi::fs::db::DbCache;
 use zerofs_csi::fs::{Fs, FsMemory};
-use zerofs_csi::types::{EntryName, VolumeHandle};
-use zerofs_csi::volume::{VolumeSettings, Volumes};
+use zerofs_csi::types::VolumeHandle;
+use zerofs_csi::volume::Volumes;
 
 /// A process with the memory that one has by default.
 pub struct Process {
     pub catalog: Catalog,
     pub volumes: Volumes,
-    pub controller: Controller,
+    pub controller: Arc<Controller>,
 }
 
 impl Process {
-    pub fn new(catalog: Catalog, journal_dir: Option<PathBuf>) -> Self {
+    pub fn new(catalog: Catalog, journals: Option<PathBuf>) -> Self {
         let limits = ChunkLimits {
             cache_bytes: 35 << 20,
             write_bytes: 35 << 20,
             read_bytes: 17 << 20,
             dedup_bytes: 8 << 20,
         };
-        let settings = VolumeSettings {
-            journal_dir,
-            cache: DbCache::new(17 << 20),
-            chunk_cache: ChunkCache::limited(limits),
-            flush_interval: Duration::from_secs(2),
-            memory: FsMemory::new(52 << 20, 43 << 20),
-            ..setup::settings("bench")
-        };
-        let volumes = Volumes::new(settings);
-        let controller = setup::controller(&catalog, &volumes);
+        let bench = World::builder("bench").settings(|settings| {
+            settings.journal_dir = journals;
+            settings.cache = DbCache::new(17 << 20);
+            settings.chunk_cache = ChunkCache::limited(limits);
+            settings.flush_interval = Duration::from_secs(2);
+            settings.memory = FsMemory::new(52 << 20, 43 << 20);
+        });
+        let World { catalog, volumes, controller } = bench.on(catalog);
         Self { catalog, volumes, controller }
     }
 
@@ -58,7 +54,7 @@ impl Process {
         source: Option<Source>,
         properties: Properties,
     ) -> VolumeHandle {
-        let new = NewVolume { properties, ..setup::new_volume(name, source) };
+        let new = NewVolume { properties, ..new_volume(name, source) };
         self.controller.create_volume(None, new).await.expect("a volume").handle
     }
 }
@@ -69,38 +65,23 @@ pub fn folder(path: &Path, request: Duration) -> Bucket {
         LocalFileSystem::new_with_prefix(path).expect("a store").with_fsync(true),
     ));
     store.latency(request);
-    Bucket::on(store, object_store::path::Path::default())
+    store.bucket()
 }
 
 /// A bucket in memory, and its store, whose requests may be made to take time.
 pub fn memory() -> (Bucket, Arc<FaultStore>) {
     let store = FaultStore::memory();
-    (Bucket::on(store.clone(), object_store::path::Path::default()), store)
+    (store.bucket(), store)
 }
 
-pub fn name(name: &str) -> EntryName {
-    EntryName::try_from(name.as_bytes()).expect("a name")
+pub async fn mkdir(fs: &Fs, dir: FileRef, called: &str) -> FileRef {
+    files::mkdir(fs, dir, called).await
 }
 
-pub async fn mkdir(fs: &Fs, dir: FileRef, called: &[u8]) -> FileRef {
-    let called = EntryName::try_from(called).expect("a name");
-    fs.mkdir(&Caller::root(), dir, &called, SetAttr::default())
-        .await
-        .expect("a directory")
-        .attr
-        .file
-}
-
-pub async fn file(fs: &Fs, dir: FileRef, called: &[u8], content: &[u8]) -> FileRef {
-    let called = EntryName::try_from(called).expect("a name");
-    let how = CreateHow::Guarded(SetAttr { mode: Some(0o644), ..SetAttr::default() });
-    let file = fs.create(&Caller::root(), dir, &called, how).await.expect("a file").attr.file;
-    for (n, part) in content.chunks(1 << 20).enumerate() {
-        let part = bytes::Bytes::copy_from_slice(part);
-        fs.write(&Caller::root(), file, (n as u64) << 20, part, Stability::Unstable)
-            .await
-            .expect("a write");
-    }
+/// A new file, which nobody has committed.
+pub async fn file(fs: &Fs, dir: FileRef, called: &str, content: &[u8]) -> FileRef {
+    let file = files::create(fs, dir, called).await;
+    files::write_at(fs, file, 0, content).await;
     file
 }
 

@@ -2,13 +2,14 @@
 //! wrong, disturbs nobody and leaves nothing; and what is wrong it finds, whether the dataset is
 //! open or not.
 
-use super::serving::{Serving, walk, write};
-use super::{Answer, Cli};
+use super::Cli;
+use crate::support::nfs;
+use crate::support::program::{Answer, files_below};
 use bytes::Bytes;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use zerofs_csi::fs::api::{CreateHow, SetAttr, Stability};
-use zerofs_csi::nfs::client::{Client, ClientError, Credentials, FileHandle};
+use zerofs_csi::nfs::client::{Client, ClientError, FileHandle};
 
 /// Checks while writers are at work.
 const CHECKS: usize = 3;
@@ -63,9 +64,8 @@ async fn a_dataset_that_is_written_to_is_checked_and_not_disturbed() {
         "mailboxInterval: 50ms\nflushInterval: 100ms\ncollectInterval: 500ms\n",
     )
     .unwrap();
-    let serving = Serving::start_with(&cli, &["--config", &config.display().to_string()]);
-    let client = Client::connect(serving.nfs, &Credentials::root()).await.unwrap();
-    let root = client.mount("/web").await.unwrap();
+    let serving = cli.serve(&["--config", &config.display().to_string()]);
+    let (client, root) = nfs::mount(serving.nfs, "/web").await;
     let (stop, rounds) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
     let writing = tokio::spawn({
         let (client, root, stop, rounds) =
@@ -93,10 +93,10 @@ async fn a_dataset_that_is_written_to_is_checked_and_not_disturbed() {
         left.as_array().unwrap().iter().all(|snapshot| snapshot["state"] == "deleting"),
         "a check leaves a snapshot: {left}"
     );
-    write(&client, &root, "kept", vec![9; 300_000]).await;
+    nfs::write(&client, &root, "kept", &[9; 300_000]).await;
 
     // Damage is found while the volume is open, and when it is closed.
-    let packs = walk(&cli.path().join("pool/packs"));
+    let packs = files_below(&cli.path().join("pool/packs"));
     let newest =
         packs.into_iter().max_by_key(|pack| pack.metadata().unwrap().modified().unwrap()).unwrap();
     let (bytes, name) = (std::fs::read(&newest).unwrap(), newest.clone());
@@ -115,8 +115,8 @@ async fn a_dataset_that_is_written_to_is_checked_and_not_disturbed() {
 #[test]
 fn a_server_takes_the_open_files_that_it_may_have() {
     let cli = Cli::with_pool();
-    let serving = Serving::start_within(&cli, "ulimit -Sn 200; ulimit -Hn 5000");
-    let limits = std::fs::read_to_string(format!("/proc/{}/limits", serving.id())).unwrap();
+    let serving = cli.serve_within("ulimit -Sn 200; ulimit -Hn 5000");
+    let limits = std::fs::read_to_string(format!("/proc/{}/limits", serving.server.id())).unwrap();
     let line = limits.lines().find(|line| line.starts_with("Max open files")).unwrap();
     assert_eq!(line.split_whitespace().collect::<Vec<_>>()[3..5], ["5000", "5000"], "{line}");
     serving.stop();

@@ -1,7 +1,7 @@
 //! Commands that open the pool themselves.
 
-use super::{Cli, answer};
-use std::process::Command;
+use super::Cli;
+use crate::support::program::{answer, files_below, program};
 
 fn names(list: &serde_json::Value) -> Vec<String> {
     list.as_array().unwrap().iter().map(|d| d["name"].as_str().unwrap().to_owned()).collect()
@@ -82,19 +82,12 @@ fn a_dataset_lives_and_dies_by_the_command_line() {
     cli.ok(&["gc"]);
     assert_eq!(cli.json(&["dataset", "list"]), serde_json::json!([]));
     for folder in ["vol", "packs"] {
-        assert_eq!(files_below(&cli.path().join("pool").join(folder)), Vec::<String>::new());
+        assert_eq!(
+            files_below(&cli.path().join("pool").join(folder)),
+            Vec::<std::path::PathBuf>::new()
+        );
     }
     cli.ok(&["dataset", "create", "web"]);
-}
-
-pub fn files_below(dir: &std::path::Path) -> Vec<String> {
-    let Ok(entries) = std::fs::read_dir(dir) else { return vec![] };
-    entries
-        .flat_map(|e| {
-            let p = e.unwrap().path();
-            if p.is_dir() { files_below(&p) } else { vec![p.display().to_string()] }
-        })
-        .collect()
 }
 
 #[test]
@@ -137,17 +130,13 @@ fn a_pool_that_is_missing_or_elsewhere_is_refused() {
     let cli = Cli::empty();
     let missing = cli.run(&["dataset", "list"]);
     assert_eq!(missing.code, 10, "{missing:?}");
-    let bin = env!("CARGO_BIN_EXE_zerofs-csi");
     for (url, code) in [("ftp://x", 2), ("file:///no/such/folder", 10), ("nonsense", 2)] {
-        let answer =
-            answer(Command::new(bin).args(["dataset", "list", "--pool", url]).output().unwrap());
+        let answer = answer(&mut program(&["dataset", "list", "--pool", url]));
         assert_eq!(answer.code, code, "{url}: {answer:?}");
     }
     let config = cli.path().join("config.yaml");
     std::fs::write(&config, "pools:\n  a: { url: file:///x }\nlimit: {}\n").unwrap();
-    let answer = answer(
-        Command::new(bin).args(["dataset", "list", "--config"]).arg(&config).output().unwrap(),
-    );
+    let answer = answer(program(&["dataset", "list", "--config"]).arg(&config));
     assert!(
         answer.code == 2 && answer.err.contains("limit") && answer.err.contains("line 3"),
         "{answer:?}"
@@ -157,9 +146,7 @@ fn a_pool_that_is_missing_or_elsewhere_is_refused() {
 #[test]
 fn an_encrypted_pool_wants_its_passphrase() {
     let cli = Cli::empty();
-    let with = |args: &[&str], pass: &str| {
-        answer(cli.command(args).env("ZEROFS_PASSPHRASE", pass).output().unwrap())
-    };
+    let with = |args: &[&str], pass: &str| answer(cli.command(args).env("ZEROFS_PASSPHRASE", pass));
     assert_eq!(with(&["pool", "create"], "correct horse").code, 0);
     assert_eq!(with(&["dataset", "create", "a"], "correct horse").code, 0);
     assert_eq!(with(&["dataset", "snapshot", "create", "a", "s"], "correct horse").code, 0);
@@ -170,9 +157,7 @@ fn an_encrypted_pool_wants_its_passphrase() {
 #[test]
 fn the_passphrase_of_a_pool_is_changed() {
     let cli = Cli::empty();
-    let with = |args: &[&str], pass: &str| {
-        answer(cli.command(args).env("ZEROFS_PASSPHRASE", pass).output().unwrap())
-    };
+    let with = |args: &[&str], pass: &str| answer(cli.command(args).env("ZEROFS_PASSPHRASE", pass));
     let new = cli.path().join("new");
     std::fs::write(&new, "battery staple\n").unwrap();
     let change = ["pool", "change-key", "--new-passphrase-file", new.to_str().unwrap()];

@@ -1,7 +1,8 @@
 //! Group snapshots, which the command line lists and deletes as a whole.
 
-use super::{Cli, setup};
-use zerofs_csi::volume::Volumes;
+use super::Cli;
+use crate::support::run::run;
+use crate::support::world::World;
 
 #[test]
 fn a_group_snapshot_is_listed_and_deleted_as_a_whole() {
@@ -11,10 +12,10 @@ fn a_group_snapshot_is_listed_and_deleted_as_a_whole() {
     }
     assert_eq!(cli.json(&["dataset", "list-groups"]), serde_json::json!([]));
     let url = cli.url();
-    setup::run(async move {
+    run(async move {
         let browser = zerofs_csi::app::browse(&url).await.unwrap();
-        let volumes = Volumes::new(setup::settings("controller"));
-        let controller = setup::controller(&browser.pool().catalog, &volumes);
+        let World { controller, .. } =
+            World::builder("controller").on(browser.pool().catalog.clone());
         let mut of = Vec::new();
         for name in ["a", "b"] {
             of.push(browser.handle(&browser.dataset(name).await.unwrap()));

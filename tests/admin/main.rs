@@ -15,30 +15,19 @@ mod properties;
 mod refusing;
 mod restoring;
 mod restoring_options;
-#[path = "../support/s3/mod.rs"]
-#[allow(dead_code, reason = "shared with other tests")]
-mod s3;
 mod serving;
-#[path = "../support/setup.rs"]
-#[allow(dead_code, reason = "shared with other tests")]
-mod setup;
 mod stopping;
+#[path = "../support/mod.rs"]
+mod support;
 mod verbs;
 
 use std::path::Path;
-use std::process::{Command, Output, Stdio};
+use std::process::Command;
+use support::program::{Answer, Server, answer, json, ok, program};
 
 /// A pool in a folder, and the binary under test.
 pub struct Cli {
     pub room: tempfile::TempDir,
-}
-
-/// A command's exit status and output.
-#[derive(Debug)]
-pub struct Answer {
-    pub code: i32,
-    pub out: String,
-    pub err: String,
 }
 
 impl Cli {
@@ -63,36 +52,56 @@ impl Cli {
     }
 
     pub fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_zerofs-csi"));
-        command
-            .args(args)
-            .args(["--pool", &self.url()])
-            .stdin(Stdio::null())
-            .env_remove("ZEROFS_PASSPHRASE");
+        let mut command = program(args);
+        command.args(["--pool", &self.url()]);
         command
     }
 
     pub fn run(&self, args: &[&str]) -> Answer {
-        answer(self.command(args).output().unwrap())
+        answer(&mut self.command(args))
     }
 
     /// The standard output of a command that must succeed.
     pub fn ok(&self, args: &[&str]) -> String {
-        let answer = self.run(args);
-        assert_eq!(answer.code, 0, "{args:?}: {answer:?}");
-        answer.out
+        ok(&mut self.command(args))
     }
 
     pub fn json(&self, args: &[&str]) -> serde_json::Value {
-        let out = self.ok(&[args, &["--json"]].concat());
-        serde_json::from_str(&out).unwrap_or_else(|error| panic!("{args:?}: {error}: {out}"))
+        json(&mut self.command(args))
+    }
+
+    fn serve_command(&self, more: &[&str]) -> Command {
+        let mut command = self.command(&["serve", "--nfs-listen", "127.0.0.1:0"]);
+        command.arg("--state-dir").arg(self.path().join("state")).args(more);
+        command
+    }
+
+    pub fn serve(&self, more: &[&str]) -> Serving {
+        Serving::spawn(&mut self.serve_command(more))
+    }
+
+    /// After what a shell does to its own limits.
+    pub fn serve_within(&self, shell: &str) -> Serving {
+        let command = self.serve_command(&[]);
+        let mut within = Command::new("sh");
+        within.arg("-c").arg(format!("{shell}; exec \"$0\" \"$@\""));
+        Serving::spawn(within.arg(command.get_program()).args(command.get_args()))
     }
 }
 
-pub fn answer(output: Output) -> Answer {
-    Answer {
-        code: output.status.code().unwrap_or(-1),
-        out: String::from_utf8(output.stdout).unwrap(),
-        err: String::from_utf8(output.stderr).unwrap(),
+/// A server that serves.
+pub struct Serving {
+    pub server: Server,
+    pub nfs: std::net::SocketAddr,
+}
+
+impl Serving {
+    fn spawn(command: &mut Command) -> Self {
+        let server = Server::spawn(command);
+        Self { nfs: server.ready(), server }
+    }
+
+    pub fn stop(self) {
+        self.server.stop();
     }
 }

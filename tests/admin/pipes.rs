@@ -1,23 +1,23 @@
 //! What commands print into a pipe that is closed, and on a terminal of 80 columns.
 
-use super::serving::{Serving, write};
-use super::{Cli, answer};
+use super::Cli;
+use crate::support::nfs;
+use crate::support::program::{Answer, files_below};
+use std::path::PathBuf;
 use std::process::Stdio;
-use zerofs_csi::nfs::client::{Client, Credentials};
 
 /// A dataset with files, two snapshots and a policy.
 async fn filled() -> Cli {
     let cli = Cli::with_pool();
     cli.ok(&["dataset", "create", "web", "--size", "1Gi"]);
-    let serving = Serving::start_with(&cli, &[]);
-    let client = Client::connect(serving.nfs, &Credentials::root()).await.unwrap();
-    let root = client.mount("/web").await.unwrap();
+    let serving = cli.serve(&[]);
+    let (client, root) = nfs::mount(serving.nfs, "/web").await;
     for n in 0..20 {
-        write(&client, &root, &format!("file-{n:02}.txt"), vec![b'a'; 1000 + n]).await;
+        nfs::write(&client, &root, &format!("file-{n:02}.txt"), &vec![b'a'; 1000 + n]).await;
     }
     cli.ok(&["dataset", "snapshot", "create", "web", "monday"]);
-    write(&client, &root, "file-00.txt", b"changed".to_vec()).await;
-    write(&client, &root, "new.txt", b"new".to_vec()).await;
+    nfs::write(&client, &root, "file-00.txt", b"changed").await;
+    nfs::write(&client, &root, "new.txt", b"new").await;
     cli.ok(&["dataset", "snapshot", "create", "web", "tuesday"]);
     serving.stop();
     cli.ok(&["policy", "set", "web", "--schedule", "1h", "--hourly", "24", "--daily", "30"]);
@@ -61,10 +61,10 @@ async fn output_fits_a_terminal_and_nobody_has_to_read_it() {
             }
             let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
             drop(child.stdout.take());
-            let ended = answer(child.wait_with_output().unwrap());
+            let ended = Answer::from(child.wait_with_output().unwrap());
             assert_eq!((ended.code, ended.err.as_str()), (0, ""), "{args:?} json {json}");
         }
     }
-    let readers = super::commands::files_below(&cli.path().join("pool/readers"));
-    assert_eq!(readers, Vec::<String>::new());
+    let readers = files_below(&cli.path().join("pool/readers"));
+    assert_eq!(readers, Vec::<PathBuf>::new());
 }

@@ -1,10 +1,11 @@
 //! `dataset set`, completions and manual pages.
 
 use super::Cli;
-use super::serving::Serving;
+use crate::support::nfs;
+use crate::support::program::{answer, program};
 use bytes::Bytes;
 use zerofs_csi::fs::api::{CreateHow, DirCookie, SetAttr, Stability};
-use zerofs_csi::nfs::client::{Client, Credentials, FileHandle};
+use zerofs_csi::nfs::client::{Client, FileHandle};
 
 #[test]
 fn properties_of_a_released_dataset_are_set() {
@@ -63,9 +64,8 @@ fn properties_of_a_released_dataset_are_set() {
 async fn the_owner_of_an_open_dataset_is_told() {
     let cli = Cli::with_pool();
     cli.ok(&["dataset", "create", "web", "--size", "1Gi"]);
-    let serving = Serving::start_with(&cli, &[]);
-    let client = Client::connect(serving.nfs, &Credentials::root()).await.unwrap();
-    let root = client.mount("/web").await.unwrap();
+    let serving = cli.serve(&[]);
+    let (client, root) = nfs::mount(serving.nfs, "/web").await;
     let dir = client.mkdir(&root, b"dir", &Default::default()).await.unwrap().handle;
     cli.ok(&["dataset", "set", "web", "size=3Gi", "recordsize=1Mi", "snapdir=visible"]);
     assert_eq!(client.fsstat(&dir).await.unwrap().total_bytes, 3 << 30);
@@ -97,10 +97,7 @@ async fn writes_wait_for_a_limit(cli: &Cli, client: &Client, dir: &FileHandle) {
 #[test]
 fn completions_and_manual_pages_are_made() {
     let cli = Cli::empty();
-    let run = |args: &[&str]| {
-        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_zerofs-csi"));
-        super::answer(command.args(args).output().unwrap())
-    };
+    let run = |args: &[&str]| answer(&mut program(args));
     for shell in ["bash", "zsh", "fish"] {
         let script = run(&["completions", shell]);
         assert!(script.code == 0 && script.out.contains("run-now"), "{shell}");

@@ -2,12 +2,12 @@
 //! proxy with a limit on bodies: `check` and /readyz name the pool and the limit, and /readyz says
 //! ok again once the store takes them. And credentials that may only read.
 
-use super::s3::{Fault, Kind, Rule, S3Server};
-use super::{Answer, answer};
+use crate::support::program::{Answer, Server, answer, program};
+use crate::support::s3::{Fault, Kind, Rule, S3Server};
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 /// Twice what a process may take to find out, on a machine with other work.
@@ -28,23 +28,13 @@ pub fn config(room: &Path, server: &S3Server) -> PathBuf {
 }
 
 pub fn command(config: &Path, args: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_zerofs-csi"));
-    command.args(args).arg("--config").arg(config).stdin(Stdio::null());
+    let mut command = program(args);
+    command.arg("--config").arg(config);
     command
 }
 
 pub fn run(config: &Path, args: &[&str]) -> Answer {
-    answer(command(config, args).output().unwrap())
-}
-
-/// A process that is ended with the test.
-struct Serving(Child);
-
-impl Drop for Serving {
-    fn drop(&mut self) {
-        self.0.kill().ok();
-        self.0.wait().ok();
-    }
+    answer(&mut command(config, args))
 }
 
 /// The status and the text that /readyz answers; none: nobody listens yet.
@@ -98,7 +88,7 @@ fn a_store_that_refuses_packs_is_named_by_readyz_and_check_until_it_takes_them()
             &listen,
         ],
     );
-    let _serving = Serving(serve.stdout(Stdio::null()).spawn().unwrap());
+    let _serving = Server::spawn(&mut serve);
     until(at, |status, body| {
         status == "503"
             && body.contains("pool a is not writable")

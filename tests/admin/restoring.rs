@@ -1,8 +1,9 @@
 //! `dataset restore` to a local path: everything that a file system keeps of a tree, and refusals
 //! that say what to do.
 
-use super::serving::Serving;
-use super::{Answer, Cli, answer};
+use super::{Cli, Serving};
+use crate::support::nfs;
+use crate::support::program::{Answer, answer};
 use bytes::Bytes;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -11,7 +12,7 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
 use zerofs_csi::fs::api::{CreateHow, SetAttr, SetTime, Special, Stability};
-use zerofs_csi::nfs::client::{Client, Credentials, FileHandle};
+use zerofs_csi::nfs::client::{Client, FileHandle};
 use zerofs_csi::types::Timestamp;
 
 const HOLE: u64 = 32 << 20;
@@ -34,9 +35,8 @@ fn set(mode: u32, (uid, gid): (u32, u32), mtime: i64) -> SetAttr {
 /// A tree with everything in it, in a snapshot `web@cut`.
 async fn tree(cli: &Cli) {
     cli.ok(&["dataset", "create", "web"]);
-    let serving = Serving::start_with(cli, &[]);
-    let client = Client::connect(serving.nfs, &Credentials::root()).await.unwrap();
-    let root = client.mount("/web").await.unwrap();
+    let serving = cli.serve(&[]);
+    let (client, root) = nfs::mount(serving.nfs, "/web").await;
     let dir = client.mkdir(&root, b"tree", &SetAttr::default()).await.unwrap().handle;
     let sub = client.mkdir(&dir, b"sub", &SetAttr::default()).await.unwrap().handle;
     let how = CreateHow::Guarded(SetAttr::default());
@@ -170,9 +170,8 @@ async fn a_restore_says_what_is_in_its_way_and_goes_nowhere_else() {
 async fn a_damaged_file_does_not_keep_the_others_from_being_restored() {
     let cli = Cli::with_pool();
     cli.ok(&["dataset", "create", "web"]);
-    let serving = Serving::start_with(&cli, &[]);
-    let client = Client::connect(serving.nfs, &Credentials::root()).await.unwrap();
-    let root = client.mount("/web").await.unwrap();
+    let serving = cli.serve(&[]);
+    let (client, root) = nfs::mount(serving.nfs, "/web").await;
     let dir = client.mkdir(&root, b"tree", &SetAttr::default()).await.unwrap().handle;
     let mut noise = vec![0; 500_000];
     blake3::Hasher::new().finalize_xof().fill(&mut noise);
@@ -211,14 +210,9 @@ async fn a_damaged_file_does_not_keep_the_others_from_being_restored() {
 async fn a_folder_is_closed_to_others_until_it_is_whole() {
     let cli = Cli::with_pool();
     cli.ok(&["dataset", "create", "web"]);
-    let serving = Serving::start_with(&cli, &[]);
-    let client = Client::connect(serving.nfs, &Credentials::root()).await.unwrap();
-    let root = client.mount("/web").await.unwrap();
-    let dir = client
-        .mkdir(&root, b"tree", &SetAttr { mode: Some(0o755), ..SetAttr::default() })
-        .await
-        .unwrap()
-        .handle;
+    let serving = cli.serve(&[]);
+    let (client, root) = nfs::mount(serving.nfs, "/web").await;
+    let dir = nfs::mkdir(&client, &root, "tree").await;
     let file =
         client.create(&dir, b"file", &CreateHow::Guarded(SetAttr::default())).await.unwrap().handle;
     let mut noise = vec![0; 500_000];
@@ -245,9 +239,8 @@ async fn a_folder_is_closed_to_others_until_it_is_whole() {
 /// A server of the dataset `web`, and its root.
 async fn serve(cli: &Cli) -> (Serving, Client, FileHandle) {
     cli.ok(&["dataset", "create", "web"]);
-    let serving = Serving::start_with(cli, &[]);
-    let client = Client::connect(serving.nfs, &Credentials::root()).await.unwrap();
-    let root = client.mount("/web").await.unwrap();
+    let serving = cli.serve(&[]);
+    let (client, root) = nfs::mount(serving.nfs, "/web").await;
     (serving, client, root)
 }
 
@@ -272,7 +265,7 @@ fn as_user(cli: &Cli, args: &[&str]) -> Answer {
         command = Command::new(program);
         command.args(args).uid(USER).gid(USER);
     }
-    answer(command.output().unwrap())
+    answer(&mut command)
 }
 
 fn mode(path: &Path) -> u32 {
@@ -356,7 +349,7 @@ async fn owners_that_a_user_namespace_does_not_have_are_no_hindrance() {
         cli.command(&["dataset", "restore", "web@cut", "tree", &to.display().to_string()]);
     let mut within = Command::new("unshare");
     within.arg("-Ur").arg(restore.get_program()).args(restore.get_args());
-    let refused = answer(within.output().unwrap());
+    let refused = answer(&mut within);
     assert_eq!(refused.code, 15, "{refused:?}");
     assert!(refused.err.contains("restored 6 objects; 1 could not be restored"), "{refused:?}");
     is_restored_but_for_the_device(&to);
@@ -389,7 +382,7 @@ async fn any_name_any_depth_and_every_hard_link_is_restored() {
     let to = cli.path().join("restored");
     let run = |args: &[&OsStr]| {
         let mut command = cli.command(&["dataset", "restore", "web@cut"]);
-        let done = answer(command.args(args).output().unwrap());
+        let done = answer(command.args(args));
         assert_eq!(done.code, 0, "{args:?}: {done:?}");
     };
     let os = OsStr::from_bytes;

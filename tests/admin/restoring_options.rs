@@ -1,26 +1,19 @@
 //! `dataset restore` with several paths, `--changed`, `--keep` and `--dry-run`.
 
 use super::Cli;
-use super::serving::{Serving, write};
+use crate::support::nfs;
 use std::path::Path;
 use zerofs_csi::fs::api::SetAttr;
-use zerofs_csi::nfs::client::{Client, Credentials, FileHandle};
-
-async fn root(serving: &Serving) -> (Client, FileHandle) {
-    let client = Client::connect(serving.nfs, &Credentials::root()).await.unwrap();
-    let root = client.mount("/web").await.unwrap();
-    (client, root)
-}
 
 /// `/a`, `/dir/b` and `/dir/c` in the snapshot `web@cut`.
 async fn tree(cli: &Cli) {
     cli.ok(&["dataset", "create", "web"]);
-    let serving = Serving::start_with(cli, &[]);
-    let (client, top) = root(&serving).await;
+    let serving = cli.serve(&[]);
+    let (client, top) = nfs::mount(serving.nfs, "/web").await;
     let dir = client.mkdir(&top, b"dir", &SetAttr::default()).await.unwrap().handle;
-    write(&client, &top, "a", b"first".to_vec()).await;
-    write(&client, &dir, "b", vec![7; 5000]).await;
-    write(&client, &dir, "c", b"third".to_vec()).await;
+    nfs::write(&client, &top, "a", b"first").await;
+    nfs::write(&client, &dir, "b", &[7; 5000]).await;
+    nfs::write(&client, &dir, "c", b"third").await;
     serving.stop();
     cli.ok(&["dataset", "snapshot", "web", "cut", "--readonly"]);
 }
@@ -82,9 +75,9 @@ async fn copies_of_several_paths_replace_what_changed_and_keep_it() {
 async fn in_place_what_is_replaced_stays_beside_it() {
     let cli = Cli::with_pool();
     tree(&cli).await;
-    let serving = Serving::start_with(&cli, &[]);
-    let (client, top) = root(&serving).await;
-    write(&client, &top, "a", b"second".to_vec()).await;
+    let serving = cli.serve(&[]);
+    let (client, top) = nfs::mount(serving.nfs, "/web").await;
+    nfs::write(&client, &top, "a", b"second").await;
     let in_place = |more: &[&str]| {
         let paths = ["--snapshot", "cut", "--source", "a", "--source", "dir", "--in-place"];
         cli.run(&[&["dataset", "restore", "web"], &paths[..], more].concat())
@@ -110,9 +103,9 @@ async fn in_place_what_is_replaced_stays_beside_it() {
 async fn names_are_found_in_every_snapshot_and_differences_are_counted() {
     let cli = Cli::with_pool();
     tree(&cli).await;
-    let serving = Serving::start_with(&cli, &[]);
-    let (client, top) = root(&serving).await;
-    write(&client, &top, "a", b"second".to_vec()).await;
+    let serving = cli.serve(&[]);
+    let (client, top) = nfs::mount(serving.nfs, "/web").await;
+    nfs::write(&client, &top, "a", b"second").await;
     let dir = client.lookup(&top, b"dir").await.unwrap().handle;
     client.remove(&dir, b"b").await.unwrap();
     serving.stop();

@@ -1,95 +1,13 @@
 //! `serve` as a process, and commands beside it.
 
 use super::Cli;
+use crate::support::nfs;
+use crate::support::program::files_below;
 use bytes::Bytes;
-use std::io::{BufRead, BufReader};
-use std::net::SocketAddr;
-use std::process::{Child, Command, Stdio};
-use zerofs_csi::fs::api::{CreateHow, SetAttr, Special, Stability};
+use std::io::BufRead;
+use zerofs_csi::fs::api::{SetAttr, Special, Stability};
 use zerofs_csi::nfs::NfsStat;
 use zerofs_csi::nfs::client::{Client, Credentials};
-
-pub struct Serving {
-    child: Child,
-    pub nfs: SocketAddr,
-}
-
-impl Serving {
-    fn start(cli: &Cli) -> Self {
-        Self::start_with(cli, &[])
-    }
-
-    pub fn start_with(cli: &Cli, more: &[&str]) -> Self {
-        let state = cli.path().join("state").display().to_string();
-        let args =
-            [&["serve", "--state-dir", &state, "--nfs-listen", "127.0.0.1:0"], more].concat();
-        Self::spawn(cli.command(&args))
-    }
-
-    /// After what a shell does to its own limits.
-    pub fn start_within(cli: &Cli, shell: &str) -> Self {
-        let state = cli.path().join("state").display().to_string();
-        let command = cli.command(&["serve", "--state-dir", &state, "--nfs-listen", "127.0.0.1:0"]);
-        let mut within = Command::new("sh");
-        within
-            .arg("-c")
-            .arg(format!("{shell}; exec \"$0\" \"$@\""))
-            .arg(command.get_program())
-            .args(command.get_args());
-        Self::spawn(within)
-    }
-
-    pub fn id(&self) -> u32 {
-        self.child.id()
-    }
-
-    fn spawn(mut command: Command) -> Self {
-        let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
-        let mut line = String::new();
-        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        let nfs = line
-            .split_whitespace()
-            .skip_while(|word| *word != "nfs")
-            .nth(1)
-            .unwrap_or_else(|| panic!("{line:?}"));
-        Self { nfs: nfs.parse().unwrap(), child }
-    }
-
-    pub fn stop(mut self) {
-        let pid = rustix::process::Pid::from_child(&self.child);
-        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
-        assert!(self.child.wait().unwrap().success());
-    }
-
-    fn kill(mut self) {
-        self.child.kill().unwrap();
-        self.child.wait().unwrap();
-    }
-}
-
-impl Drop for Serving {
-    fn drop(&mut self) {
-        self.child.kill().ok();
-        self.child.wait().ok();
-    }
-}
-
-pub async fn write(
-    client: &Client,
-    dir: &zerofs_csi::nfs::client::FileHandle,
-    name: &str,
-    data: Vec<u8>,
-) {
-    let how = CreateHow::Unchecked(SetAttr { mode: Some(0o640), ..SetAttr::default() });
-    let file = client.create(dir, name.as_bytes(), &how).await.unwrap().handle;
-    for (i, part) in data.chunks(1 << 20).enumerate() {
-        client
-            .write(&file, (i as u64) << 20, Bytes::copy_from_slice(part), Stability::Unstable)
-            .await
-            .unwrap();
-    }
-    client.commit(&file, 0, 0).await.unwrap();
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_written_is_there_after_a_restart_and_a_kill_and_is_restored() {
@@ -97,15 +15,10 @@ async fn what_is_written_is_there_after_a_restart_and_a_kill_and_is_restored() {
     cli.ok(&["dataset", "create", "web"]);
     let data: Vec<u8> = (0..3_000_000u32).map(|i| (i / 7) as u8 ^ (i >> 13) as u8).collect();
 
-    let serving = Serving::start(&cli);
-    let client = Client::connect(serving.nfs, &Credentials::root()).await.unwrap();
-    let root = client.mount("/web").await.unwrap();
-    let etc = client
-        .mkdir(&root, b"etc", &SetAttr { mode: Some(0o755), ..SetAttr::default() })
-        .await
-        .unwrap()
-        .handle;
-    write(&client, &etc, "app.conf", data.clone()).await;
+    let serving = cli.serve(&[]);
+    let (client, root) = nfs::mount(serving.nfs, "/web").await;
+    let etc = nfs::mkdir(&client, &root, "etc").await;
+    nfs::write(&client, &etc, "app.conf", &data).await;
     client
         .make(
             &etc,
@@ -118,9 +31,9 @@ async fn what_is_written_is_there_after_a_restart_and_a_kill_and_is_restored() {
     // Owned by the server: a command must not touch it, and says who has it.
     let refused = cli.run(&["dataset", "delete", "web"]);
     assert!(refused.code == 13 && refused.err.contains("open on node"), "{refused:?}");
-    serving.kill();
+    serving.server.kill();
 
-    let serving = Serving::start(&cli);
+    let serving = cli.serve(&[]);
     let client = Client::connect(serving.nfs, &Credentials::root()).await.unwrap();
     // The handle from before the kill is still good: nobody sends MNT again.
     let file = client.lookup(&etc, b"app.conf").await.unwrap().handle;
@@ -165,7 +78,8 @@ async fn what_is_written_is_there_after_a_restart_and_a_kill_and_is_restored() {
     assert_eq!(scrubbed["damaged"], serde_json::json!([]), "{scrubbed}");
     assert!(scrubbed["bytes"].as_u64().unwrap() > 0 && !std::path::Path::new(&state).exists());
     let pack = cli.path().join("pool/packs");
-    let pack = walk(&pack).into_iter().max_by_key(|pack| pack.metadata().unwrap().len()).unwrap();
+    let pack =
+        files_below(&pack).into_iter().max_by_key(|pack| pack.metadata().unwrap().len()).unwrap();
     let mut bent = std::fs::read(&pack).unwrap();
     bent[1000] ^= 1;
     std::fs::write(&pack, bent).unwrap();
@@ -178,12 +92,6 @@ async fn what_is_written_is_there_after_a_restart_and_a_kill_and_is_restored() {
     );
 }
 
-/// Every file below a folder.
-pub fn walk(folder: &std::path::Path) -> Vec<std::path::PathBuf> {
-    let entries = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
-    entries.flat_map(|path| if path.is_dir() { walk(&path) } else { vec![path] }).collect()
-}
-
 /// A machine that is gone for good must not keep a dataset for ever; one that still answers keeps
 /// it.
 #[tokio::test(flavor = "multi_thread")]
@@ -193,15 +101,14 @@ async fn a_dataset_is_released_from_a_node_that_is_gone() {
     let config = cli.path().join("config.yaml");
     std::fs::write(&config, "ownerTimeout: 3s\nmailboxInterval: 50ms\nlease: 5s\n").unwrap();
     let config = config.display().to_string();
-    let serving = Serving::start_with(&cli, &["--config", &config]);
-    let client = Client::connect(serving.nfs, &Credentials::root()).await.unwrap();
-    let root = client.mount("/web").await.unwrap();
-    write(&client, &root, "kept", vec![7; 100_000]).await;
+    let serving = cli.serve(&["--config", &config]);
+    let (client, root) = nfs::mount(serving.nfs, "/web").await;
+    nfs::write(&client, &root, "kept", &[7; 100_000]).await;
     let grown = cli.json(&["dataset", "expand", "web", "3Gi"]);
     assert_eq!(grown["size_bytes"], 3u64 << 30, "{grown}");
     let refused = cli.run(&["dataset", "release", "web", "--config", &config]);
     assert!(refused.code == 13 && refused.err.contains("in use"), "{refused:?}");
-    serving.kill();
+    serving.server.kill();
     let refused = cli.run(&["dataset", "release", "web", "--config", &config]);
     assert!(refused.code == 13 && refused.err.contains("journal"), "{refused:?}");
     let released = cli.json(&["dataset", "release", "web", "--force", "--config", &config]);
@@ -222,16 +129,15 @@ async fn an_idle_export_is_closed_until_it_is_used() {
     let config = cli.path().join("config.yaml");
     std::fs::write(&config, "exportIdle: 400ms\n").unwrap();
     let config = config.display().to_string();
-    let mut serving = Serving::start_with(&cli, &["--config", &config]);
-    let client = Client::connect(serving.nfs, &Credentials::root()).await.unwrap();
-    let root = client.mount("/web").await.unwrap();
-    write(&client, &root, "kept", vec![7; 100_000]).await;
+    let mut serving = cli.serve(&["--config", &config]);
+    let (client, root) = nfs::mount(serving.nfs, "/web").await;
+    nfs::write(&client, &root, "kept", &[7; 100_000]).await;
     let file = client.lookup(&root, b"kept").await.unwrap().handle;
     until_released(&cli);
     for restart in [false, true] {
         if restart {
             serving.stop();
-            serving = Serving::start_with(&cli, &["--config", &config]);
+            serving = cli.serve(&["--config", &config]);
         }
         let client = Client::connect(serving.nfs, &Credentials::root()).await.unwrap();
         // The handle from before; nobody sends MNT again.
@@ -258,10 +164,10 @@ fn until_released(cli: &Cli) {
 #[test]
 fn serve_makes_a_pool_in_an_empty_folder_and_in_no_other() {
     let cli = Cli::empty();
-    let serving = Serving::start(&cli);
+    let serving = cli.serve(&[]);
     cli.ok(&["dataset", "create", "web"]);
     serving.stop();
-    let serving = Serving::start(&cli);
+    let serving = cli.serve(&[]);
     assert_eq!(cli.json(&["dataset", "info", "web"])["name"], "web", "the same pool");
     serving.stop();
 
@@ -284,19 +190,14 @@ async fn snapshots_are_served_below_their_dataset_and_by_themselves() {
     let config = cli.path().join("config.yaml");
     std::fs::write(&config, "mailboxInterval: 50ms\n").unwrap();
     let config = config.display().to_string();
-    let serving = Serving::start_with(&cli, &["--config", &config]);
-    let client = Client::connect(serving.nfs, &Credentials::root()).await.unwrap();
-    let root = client.mount("/web").await.unwrap();
-    let etc = client
-        .mkdir(&root, b"etc", &SetAttr { mode: Some(0o755), ..SetAttr::default() })
-        .await
-        .unwrap()
-        .handle;
-    write(&client, &etc, "app.conf", vec![7; 300_000]).await;
+    let serving = cli.serve(&["--config", &config]);
+    let (client, root) = nfs::mount(serving.nfs, "/web").await;
+    let etc = nfs::mkdir(&client, &root, "etc").await;
+    nfs::write(&client, &etc, "app.conf", &[7; 300_000]).await;
     cli.ok(&["dataset", "snapshot", "create", "web", "cut", "--config", &config]);
     let file = client.lookup(&etc, b"app.conf").await.unwrap().handle;
     client.write(&file, 100, Bytes::from(vec![8; 1000]), Stability::FileSync).await.unwrap();
-    write(&client, &etc, "new", vec![1; 10]).await;
+    nfs::write(&client, &etc, "new", &[1; 10]).await;
 
     let fsid = client.getattr(&root).await.unwrap().fsid;
     let snapshots = client.lookup(&root, b".snapshots").await.unwrap().handle;
@@ -366,8 +267,8 @@ async fn snapshots_are_served_below_their_dataset_and_by_themselves() {
         cli.run(&["dataset", "restore", "web@cut", "etc", "--in-place", "--config", &config]);
     assert!(refused.code == 11 && refused.err.contains("/etc"), "{refused:?}");
 
-    serving.kill();
-    let serving = Serving::start_with(&cli, &["--config", &config]);
+    serving.server.kill();
+    let serving = cli.serve(&["--config", &config]);
     let client = Client::connect(serving.nfs, &Credentials::root()).await.unwrap();
     for handle in [&old.0, &alone_file] {
         assert!(

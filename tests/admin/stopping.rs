@@ -1,14 +1,14 @@
 //! Commands that a signal ends: they say how it goes on, and leave nothing that keeps space or
 //! shows up later.
 
-use super::commands::files_below;
+use super::Cli;
 use super::refusing::{command, config, run};
-use super::s3::{Fault, Rule, S3Server};
-use super::serving::{Serving, write};
-use super::{Answer, Cli, answer};
+use crate::support::nfs;
+use crate::support::program::{Answer, files_below};
+use crate::support::s3::{Fault, Rule, S3Server};
+use std::path::PathBuf;
 use std::process::{Child, Stdio};
 use std::time::Duration;
-use zerofs_csi::nfs::client::{Client, Credentials};
 
 fn start(cli: &Cli, args: &[&str]) -> Child {
     cli.command(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
@@ -25,17 +25,16 @@ async fn interrupt(mut child: Child, at_work: impl Fn() -> bool) -> Answer {
         rustix::process::Signal::INT,
     )
     .unwrap();
-    answer(child.wait_with_output().unwrap())
+    Answer::from(child.wait_with_output().unwrap())
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_scrub_leaves_no_reader_and_says_how_it_goes_on() {
     let cli = Cli::with_pool();
     cli.ok(&["dataset", "create", "web"]);
-    let serving = Serving::start_with(&cli, &[]);
-    let client = Client::connect(serving.nfs, &Credentials::root()).await.unwrap();
-    let root = client.mount("/web").await.unwrap();
-    write(&client, &root, "kept", vec![9; 300_000]).await;
+    let serving = cli.serve(&[]);
+    let (client, root) = nfs::mount(serving.nfs, "/web").await;
+    nfs::write(&client, &root, "kept", &[9; 300_000]).await;
     serving.stop();
     cli.ok(&["dataset", "snapshot", "create", "web", "cut"]);
     cli.ok(&["dataset", "delete", "web"]);
@@ -46,7 +45,7 @@ async fn a_scrub_leaves_no_reader_and_says_how_it_goes_on() {
         let scrub = start(&cli, &[&["scrub", "--rate", "1"], with].concat());
         let ended = interrupt(scrub, || !readers().is_empty()).await;
         assert!(ended.code == 130 && ended.err.contains(says), "{ended:?}");
-        assert_eq!(readers(), Vec::<String>::new());
+        assert_eq!(readers(), Vec::<PathBuf>::new());
     }
     let nowhere = cli.run(&["scrub", "--state-file", "/no/such/folder/state"]);
     assert!(
@@ -62,10 +61,9 @@ async fn a_check_leaves_no_snapshot() {
     let config = cli.path().join("config.yaml");
     // The owner does not poll its mailbox while the test runs.
     std::fs::write(&config, "mailboxInterval: 10m\n").unwrap();
-    let serving = Serving::start_with(&cli, &["--config", &config.display().to_string()]);
-    let client = Client::connect(serving.nfs, &Credentials::root()).await.unwrap();
-    let root = client.mount("/web").await.unwrap();
-    write(&client, &root, "kept", vec![9; 300_000]).await;
+    let serving = cli.serve(&["--config", &config.display().to_string()]);
+    let (client, root) = nfs::mount(serving.nfs, "/web").await;
+    nfs::write(&client, &root, "kept", &[9; 300_000]).await;
     let records = || files_below(&cli.path().join("pool/snapshots")).len();
     let check = start(&cli, &["check", "web"]);
     let ended = interrupt(check, || records() > 0).await;
@@ -116,6 +114,6 @@ async fn readers_that_are_stopped_leave_no_registration() {
         let child = command(&config, args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
         let ended = interrupt(child.unwrap(), || !readers().is_empty()).await;
         assert!(ended.code == 130 && ended.err.contains(says), "{args:?}: {ended:?}");
-        assert_eq!(readers(), Vec::<String>::new(), "{args:?}");
+        assert_eq!(readers(), Vec::<PathBuf>::new(), "{args:?}");
     }
 }

@@ -2,10 +2,11 @@
 //! and read without a mount.
 
 use super::Cli;
-use super::serving::{Serving, write};
-use std::process::{Command, Stdio};
+use crate::support::nfs;
+use crate::support::program::{Answer, answer, files_below, program};
+use std::process::Stdio;
 use zerofs_csi::fs::api::{SetAttr, SetTime, Special};
-use zerofs_csi::nfs::client::{Client, Credentials, FileHandle};
+use zerofs_csi::nfs::client::{Client, Credentials};
 use zerofs_csi::types::Timestamp;
 
 /// 30 KB, of which no two kilobytes are alike.
@@ -19,12 +20,6 @@ fn large() -> Vec<u8> {
     (0..25 << 20u32).flat_map(|n: u32| n.wrapping_mul(2_654_435_761).to_le_bytes()).collect()
 }
 
-async fn root(serving: &Serving, export: &str) -> (Client, FileHandle) {
-    let client = Client::connect(serving.nfs, &Credentials::root()).await.unwrap();
-    let root = client.mount(export).await.unwrap();
-    (client, root)
-}
-
 /// Whoever lost files, small ones, large ones or whole folders, has them back by these verbs.
 #[tokio::test(flavor = "multi_thread")]
 async fn files_and_folders_come_back_from_a_snapshot_after_they_were_lost() {
@@ -32,12 +27,12 @@ async fn files_and_folders_come_back_from_a_snapshot_after_they_were_lost() {
     cli.ok(&["dataset", "create", "web"]);
     cli.ok(&["dataset", "set-default", "web"]);
     assert_eq!(cli.ok(&["dataset", "get-default"]), "web\n");
-    let serving = Serving::start_with(&cli, &[]);
-    let (client, top) = root(&serving, "/").await;
+    let serving = cli.serve(&[]);
+    let (client, top) = nfs::mount(serving.nfs, "/").await;
     let private = SetAttr { mode: Some(0o750), ..SetAttr::default() };
     let etc = client.mkdir(&top, b"etc", &private).await.unwrap().handle;
-    write(&client, &etc, "small", small(1)).await;
-    write(&client, &top, "large", large()).await;
+    nfs::write(&client, &etc, "small", &small(1)).await;
+    nfs::write(&client, &top, "large", &large()).await;
     serving.stop();
 
     cli.ok(&["dataset", "snapshot", "web", "trial"]);
@@ -56,10 +51,10 @@ async fn files_and_folders_come_back_from_a_snapshot_after_they_were_lost() {
     assert_eq!(cli.json(&["dataset", "info"])["name"], "web");
 
     // The originals are overwritten and deleted.
-    let serving = Serving::start_with(&cli, &[]);
-    let (client, top) = root(&serving, "/web").await;
+    let serving = cli.serve(&[]);
+    let (client, top) = nfs::mount(serving.nfs, "/web").await;
     let etc = client.lookup(&top, b"etc").await.unwrap().handle;
-    write(&client, &etc, "small", small(2)).await;
+    nfs::write(&client, &etc, "small", &small(2)).await;
     client.remove(&top, b"large").await.unwrap();
     serving.stop();
 
@@ -97,12 +92,12 @@ async fn files_and_folders_come_back_from_a_snapshot_after_they_were_lost() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_root_export_is_the_default_dataset_and_nothing_without_one() {
     let cli = Cli::with_pool();
-    let serving = Serving::start_with(&cli, &[]);
+    let serving = cli.serve(&[]);
     let client = Client::connect(serving.nfs, &Credentials::root()).await.unwrap();
     assert!(client.mount("/").await.is_err());
     cli.ok(&["dataset", "create", "web"]);
     cli.ok(&["dataset", "set-default", "web"]);
-    let (other, web) = root(&serving, "/web").await;
+    let (other, web) = nfs::mount(serving.nfs, "/web").await;
     other.mkdir(&web, b"dir", &SetAttr::default()).await.unwrap();
     let top = client.mount("/").await.unwrap();
     assert!(client.lookup(&top, b"dir").await.is_ok());
@@ -114,10 +109,7 @@ async fn a_configuration_with_one_pool_needs_no_url() {
     let cli = Cli::with_pool();
     let config = cli.path().join("config.yaml");
     std::fs::write(&config, format!("pools:\n  main:\n    url: {}\n", cli.url())).unwrap();
-    let run = |args: &[&str]| {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_zerofs-csi"));
-        super::answer(command.args(args).arg("-c").arg(&config).output().unwrap())
-    };
+    let run = |args: &[&str]| answer(program(args).arg("-c").arg(&config));
     assert_eq!(run(&["dataset", "create", "web"]).code, 0);
     assert!(run(&["dataset", "list"]).out.contains("web"));
 }
@@ -126,17 +118,17 @@ async fn a_configuration_with_one_pool_needs_no_url() {
 async fn a_snapshot_is_listed_and_its_files_are_printed() {
     let cli = Cli::with_pool();
     cli.ok(&["dataset", "create", "web"]);
-    let serving = Serving::start_with(&cli, &[]);
-    let (client, top) = root(&serving, "/web").await;
+    let serving = cli.serve(&[]);
+    let (client, top) = nfs::mount(serving.nfs, "/web").await;
     let set = |mode| SetAttr {
         mode: Some(mode),
         mtime: SetTime::To(Timestamp::from_nanos(1_600_000_000_000_000_000)),
         ..SetAttr::default()
     };
     let dir = client.mkdir(&top, b"dir", &set(0o755)).await.unwrap().handle;
-    write(&client, &dir, "b", small(1)).await;
-    write(&client, &dir, "a", vec![]).await;
-    write(&client, &dir, "new\nline", b"x".to_vec()).await;
+    nfs::write(&client, &dir, "b", &small(1)).await;
+    nfs::write(&client, &dir, "a", b"").await;
+    nfs::write(&client, &dir, "new\nline", b"x").await;
     let link = Special::Symlink(bytes::Bytes::from_static(b"../b"));
     client.make(&dir, b"c", &link, &set(0o777)).await.unwrap();
     // A hole of 3 MiB in front of the data.
@@ -169,14 +161,14 @@ async fn a_snapshot_is_listed_and_its_files_are_printed() {
     drop(child.stdout.take());
     assert!(child.wait().unwrap().success());
     for (path, code, why) in [("dir", 2, "is a folder"), ("no", 10, "no"), ("", 2, "empty")] {
-        let refused = super::answer(cat(path));
+        let refused = Answer::from(cat(path));
         assert!(refused.code == code && refused.err.contains(why), "{path:?}: {refused:?}");
     }
     assert!(files_below_readers(&cli).is_empty(), "no snapshot stays retained");
 }
 
-fn files_below_readers(cli: &Cli) -> Vec<String> {
-    super::commands::files_below(&cli.path().join("pool/readers"))
+fn files_below_readers(cli: &Cli) -> Vec<std::path::PathBuf> {
+    files_below(&cli.path().join("pool/readers"))
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -187,16 +179,16 @@ async fn the_history_of_a_path_has_each_version_once() {
     let snapshot = |name: &str| cli.ok(&["dataset", "snapshot", name, "--readonly"]);
     // The file comes after the first snapshot, is the same in two, changes, and goes.
     let change = async |data: Option<Vec<u8>>| {
-        let serving = Serving::start_with(&cli, &[]);
-        let (client, top) = root(&serving, "/").await;
+        let serving = cli.serve(&[]);
+        let (client, top) = nfs::mount(serving.nfs, "/").await;
         match data {
-            Some(data) => write(&client, &top, "file", data).await,
+            Some(data) => nfs::write(&client, &top, "file", &data).await,
             None => drop(client.remove(&top, b"file").await.unwrap()),
         }
         serving.stop();
     };
-    let serving = Serving::start_with(&cli, &[]);
-    let (client, top) = root(&serving, "/").await;
+    let serving = cli.serve(&[]);
+    let (client, top) = nfs::mount(serving.nfs, "/").await;
     client.mkdir(&top, b"dir", &SetAttr::default()).await.unwrap();
     serving.stop();
     snapshot("s0");

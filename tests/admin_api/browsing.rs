@@ -1,55 +1,46 @@
 //! The use cases beneath the interface: what they ask the store for, what they keep open, and that
 //! a tree is walked and read whole.
 
-use super::setup::{controller, new_volume, run, settings};
+use crate::support::files::{create, name, root, top, write_at};
+use crate::support::run::run;
+use crate::support::world as support;
 use bytes::Bytes;
 use futures::TryStreamExt;
+use std::sync::Arc;
 use std::time::Duration;
-use zerofs_csi::bucket::Bucket;
 use zerofs_csi::catalog::Catalog;
 use zerofs_csi::control::browse::{Browser, Pattern};
 use zerofs_csi::control::{ControlError, Controller};
-use zerofs_csi::fs::api::{Caller, CreateHow, FileSystem, SetAttr, Special, Stability};
-use zerofs_csi::types::{Class, Classify, EntryName};
-use zerofs_csi::volume::{LeaseSettings, Volumes};
+use zerofs_csi::fs::api::{FileSystem, SetAttr, Special};
+use zerofs_csi::types::{Class, Classify};
 
 const SNAPSHOTS: usize = 20;
 const FILES: usize = 1500;
 
 struct World {
     catalog: Catalog,
-    controller: Controller,
+    controller: Arc<Controller>,
     browser: Browser,
-}
-
-fn name(text: &str) -> EntryName {
-    EntryName::try_from(text.as_bytes()).unwrap()
 }
 
 /// The dataset `a` with a folder of many files, a link, and a file with a hole.
 async fn world() -> World {
-    let catalog = Catalog::create(Bucket::memory(), None).await.unwrap();
-    let volumes = Volumes::with_lease(settings("node-a"), LeaseSettings::default());
-    let controller = controller(&catalog, &volumes);
-    let volume = controller.create_volume(None, new_volume("a", None)).await.unwrap().handle;
-    let open = volumes.open(&catalog, volume.dataset).await.unwrap();
-    let (caller, fs) = (Caller::root(), &open.fs);
-    let how = || CreateHow::Guarded(SetAttr { mode: Some(0o644), ..SetAttr::default() });
-    let folder = fs.mkdir(&caller, fs.root(), &name("many"), SetAttr::default()).await.unwrap();
+    let (world, volume, open) = support::World::with_open().await;
+    let fs = &*open.fs;
+    let folder = top::mkdir(fs, "many").await;
     for n in 0..FILES {
-        fs.create(&caller, folder.attr.file, &name(&format!("f{n:04}")), how()).await.unwrap();
+        create(fs, folder, &format!("f{n:04}")).await;
     }
-    let holes = fs.create(&caller, fs.root(), &name("holes"), how()).await.unwrap().attr.file;
-    let end = Bytes::from_static(b"end");
-    fs.write(&caller, holes, 9 << 20, end, Stability::FileSync).await.unwrap();
+    let holes = top::write(fs, "holes", b"").await;
+    write_at(fs, holes, 9 << 20, b"end").await;
     let link = Special::Symlink(Bytes::from_static(b"many"));
-    fs.make(&caller, fs.root(), &name("link"), link, SetAttr::default()).await.unwrap();
-    drop(open);
-    volumes.close(volume.dataset).await.unwrap();
+    fs.make(&root(), fs.root(), &name("link"), link, SetAttr::default()).await.unwrap();
+    world.close(open).await;
     for n in 0..SNAPSHOTS {
-        controller.create_snapshot(volume, format!("s{n}").parse().unwrap()).await.unwrap();
+        world.snapshot(volume, &format!("s{n}")).await;
     }
-    let browser = Browser::new(controller.pools().get(None).unwrap(), &volumes);
+    let browser = Browser::new(world.pool(), &world.volumes);
+    let support::World { catalog, controller, .. } = world;
     World { catalog, controller, browser }
 }
 

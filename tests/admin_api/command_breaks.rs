@@ -1,8 +1,10 @@
 //! Commands through a server that end before their end: the connection breaks, a signal arrives,
 //! nobody reads the output.
 
-use super::command_line::{Said, directly, said, through};
-use super::server::{Server, large, program, write};
+use super::command_line::{directly, through};
+use super::server::{Server, large};
+use crate::support::nfs;
+use crate::support::program::{Answer, answer, program};
 use std::io::Read;
 use std::net::SocketAddr;
 use std::process::{Child, Command, Stdio};
@@ -48,8 +50,8 @@ impl Relay {
     }
 
     fn command(&self, server: &Server, args: &[&str]) -> Command {
-        let mut command = program();
-        command.args(args).args(["--server", &format!("http://{}", self.at)]);
+        let mut command = program(args);
+        command.args(["--server", &format!("http://{}", self.at)]);
         command.env("ZEROFS_TOKEN", server.token("reader"));
         command
     }
@@ -86,13 +88,11 @@ fn spawn(command: &mut Command) -> Child {
     command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
 }
 
-fn ended(child: Child) -> Said {
-    let done = child.wait_with_output().unwrap();
-    Said {
-        code: done.status.code().unwrap_or(-1),
-        out: String::from_utf8_lossy(&done.stdout).into_owned(),
-        err: String::from_utf8_lossy(&done.stderr).into_owned(),
-    }
+/// Its exit status and what it said; what it printed is half a file.
+fn ended(child: Child) -> Answer {
+    let mut done = child.wait_with_output().unwrap();
+    done.stdout.clear();
+    done.into()
 }
 
 fn interrupt(child: &Child) {
@@ -126,26 +126,26 @@ async fn a_connection_that_breaks_is_told_and_leaves_no_half_file() {
     let target = server.room.path().join("copy");
     let to = target.display().to_string();
     let args = ["dataset", "restore", "web@s1", "/docs", &to];
-    let broken = said(&mut relay.command(&server, &args));
+    let broken = answer(&mut relay.command(&server, &args));
     assert!(broken.code == 16 && broken.err.contains("run it again"), "{broken:?}");
     let left: Vec<_> = std::fs::read_dir(target.join("sub"))
         .map(|entries| entries.map(|entry| entry.unwrap().file_name()).collect())
         .unwrap_or_default();
     assert!(left.is_empty(), "half of a file is left: {left:?}");
-    let again = said(through(&server, &args).arg("--force"));
+    let again = answer(through(&server, &args).arg("--force"));
     assert_eq!(again.code, 0, "{again:?}");
     assert_eq!(std::fs::read(target.join("sub/large")).unwrap(), large());
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_is_killed_ends_its_commands() {
-    let mut server = filled().await;
+    let server = filled().await;
     let (client, root) = server.client().await;
     for n in 0..8 {
-        write(&client, &root, format!("large-{n}").as_bytes(), &large()).await;
+        nfs::write(&client, &root, format!("large-{n}"), &large()).await;
     }
     assert_eq!(
-        said(&mut through(&server, &["dataset", "snapshot", "create", "web", "s3"])).code,
+        answer(&mut through(&server, &["dataset", "snapshot", "create", "web", "s3"])).code,
         0
     );
     // The command waits for its output to be read, in the middle of the file.
@@ -160,7 +160,7 @@ async fn a_server_that_is_killed_ends_its_commands() {
         !listed.into_inner().tasks.is_empty()
     })
     .await;
-    server.kill();
+    server.process.kill();
     for (name, child) in [("cat", cat), ("scrub", scrub)] {
         let ended = ended(child);
         assert!(ended.code == 16 && ended.err.contains("run it again"), "{name}: {ended:?}");
@@ -217,7 +217,7 @@ async fn nobody_has_to_read_the_output() {
         &["dataset", "cat", "web@s1", "/docs/sub/large"],
         &["space"],
     ] {
-        assert_eq!(said(&mut directly(&server, args)).code, 0, "{args:?}");
+        assert_eq!(answer(&mut directly(&server, args)).code, 0, "{args:?}");
         let mut child = spawn(&mut through(&server, args));
         drop(child.stdout.take());
         let ended = ended(child);

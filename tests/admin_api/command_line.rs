@@ -1,6 +1,8 @@
 //! The command line through a running server, beside the same commands on the pool itself.
 
-use super::server::{ODD, Server, folder, large, program, write};
+use super::server::{ODD, Server, large};
+use crate::support::nfs;
+use crate::support::program::{answer, json, ok, program};
 use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
@@ -10,46 +12,18 @@ use tokio_util::task::AbortOnDropHandle;
 use zerofs_csi::fs::api::{CreateHow, SetAttr, SetTime, Special, Stability};
 use zerofs_csi::types::Timestamp;
 
-/// A command's exit status and output.
-#[derive(Debug, PartialEq, Eq)]
-pub struct Said {
-    pub code: i32,
-    pub out: String,
-    pub err: String,
-}
-
-pub fn said(command: &mut Command) -> Said {
-    let done = command.output().unwrap();
-    Said {
-        code: done.status.code().unwrap_or(-1),
-        out: String::from_utf8_lossy(&done.stdout).into_owned(),
-        err: String::from_utf8_lossy(&done.stderr).into_owned(),
-    }
-}
-
 /// A command through the server's socket.
 pub fn through(server: &Server, args: &[&str]) -> Command {
-    let mut command = program();
-    command.args(args).args(["--server", &format!("unix:{}", server.socket().display())]);
+    let mut command = program(args);
+    command.args(["--server", &format!("unix:{}", server.socket().display())]);
     command
 }
 
 /// The same on the pool itself.
 pub fn directly(server: &Server, args: &[&str]) -> Command {
-    let mut command = program();
-    command.args(args).arg("--config").arg(server.room.path().join("config.yaml"));
+    let mut command = program(args);
+    command.arg("--config").arg(server.room.path().join("config.yaml"));
     command
-}
-
-fn ok(command: &mut Command) -> String {
-    let done = said(command);
-    assert_eq!(done.code, 0, "{command:?}: {done:?}");
-    done.out
-}
-
-fn json(command: &mut Command) -> serde_json::Value {
-    let out = ok(command.arg("--json"));
-    serde_json::from_str(&out).unwrap_or_else(|error| panic!("{command:?}: {error}: {out}"))
 }
 
 /// A server with files, the snapshots `s1` and `s2`, a writable one, a policy and a hold, whose
@@ -69,10 +43,10 @@ async fn busy() -> (Server, AbortOnDropHandle<()>) {
     }
     let (client, root) = server.client().await;
     let writing = tokio::spawn(async move {
-        let busy = folder(&client, &root, b"busy").await;
+        let busy = nfs::mkdir(&client, &root, b"busy").await;
         for n in 0_u64.. {
             let name = format!("{}", n % 50);
-            write(&client, &busy, name.as_bytes(), &n.to_be_bytes().repeat(500)).await;
+            nfs::write(&client, &busy, name.as_bytes(), &n.to_be_bytes().repeat(500)).await;
         }
     });
     (server, AbortOnDropHandle::new(writing))
@@ -123,7 +97,7 @@ async fn what_commands_show_is_the_same_through_a_server() {
         for more in [&[][..], &["--json"]] {
             let args = &[args, more].concat();
             let (direct, told) =
-                (said(&mut directly(&server, args)), said(&mut through(&server, args)));
+                (answer(&mut directly(&server, args)), answer(&mut through(&server, args)));
             assert!(direct.code == 0 && direct.err.is_empty(), "{args:?}: {direct:?}");
             assert!(direct.out.len() > 2, "{args:?}: {direct:?}");
             assert_eq!(sorted(&told.out), sorted(&direct.out), "{args:?}: {told:?}");
@@ -194,7 +168,7 @@ async fn changes_are_made_through_a_server() {
     assert_eq!((&made["sync"], &made["record_bytes"]), (&"always".into(), &16384.into()));
     assert_eq!((&made["compression"], &made["quota_inodes"]), (&"zstd".into(), &500.into()));
     same(&["dataset", "info", "logs"], made);
-    let again = said(&mut through(&server, &["dataset", "create", "logs"]));
+    let again = answer(&mut through(&server, &["dataset", "create", "logs"]));
     assert!(again.code == 11 && again.err.contains("choose another name"), "{again:?}");
 
     let (client, _) = server.client().await;
@@ -220,7 +194,7 @@ async fn changes_are_made_through_a_server() {
     same(&["dataset", "info", "copy"], clone);
     let held = told(&["dataset", "snapshot", "hold", "logs@cut", "legal"]);
     assert_eq!(held["holds"], serde_json::json!(["legal"]));
-    let refused = said(&mut through(&server, &["dataset", "delete-snapshot", "logs", "cut"]));
+    let refused = answer(&mut through(&server, &["dataset", "delete-snapshot", "logs", "cut"]));
     assert!(refused.code == 13 && refused.err.contains("legal"), "{refused:?}");
     ok(&mut through(&server, &["dataset", "snapshot", "unhold", "logs@cut", "legal"]));
     for args in [
@@ -235,7 +209,7 @@ async fn changes_are_made_through_a_server() {
         [&["dataset", "delete-snapshot", "logs", "none"][..], &["dataset", "delete", "none"]]
     {
         let (direct, told) =
-            (said(&mut directly(&server, args)), said(&mut through(&server, args)));
+            (answer(&mut directly(&server, args)), answer(&mut through(&server, args)));
         assert!(told.code == 10 && told.err.contains("nothing to delete"), "{args:?}: {told:?}");
         assert_eq!(told, direct, "{args:?}");
     }
@@ -245,7 +219,7 @@ async fn changes_are_made_through_a_server() {
     told(&["dataset", "set-default", "logs"]);
     assert_eq!(ok(&mut directly(&server, &["dataset", "get-default"])), "logs\n");
     told(&["dataset", "set-default", "--none"]);
-    let none = said(&mut through(&server, &["dataset", "get-default"]));
+    let none = answer(&mut through(&server, &["dataset", "get-default"]));
     assert!(none.code == 2 && none.err.contains("set-default"), "{none:?}");
 
     let policy = told(&["policy", "set", "logs", "--schedule", "0 0 1 1 *", "--hourly", "2"]);
@@ -257,15 +231,15 @@ async fn changes_are_made_through_a_server() {
     assert_eq!(shown["snapshots"][0]["verdict"], verdict, "{shown}");
     same(&["policy", "show", "logs"], shown);
     told(&["policy", "delete", "logs"]);
-    assert_eq!(said(&mut directly(&server, &["policy", "show", "logs"])).code, 10);
+    assert_eq!(answer(&mut directly(&server, &["policy", "show", "logs"])).code, 10);
 }
 
 /// A tree with everything in it.
 async fn plant(server: &Server) {
     const HOLE: u64 = 32 << 20;
     let (client, root) = server.client().await;
-    let tree = folder(&client, &root, b"tree").await;
-    let sub = folder(&client, &tree, b"sub").await;
+    let tree = nfs::mkdir(&client, &root, b"tree").await;
+    let sub = nfs::mkdir(&client, &tree, b"sub").await;
     let how = CreateHow::Guarded(SetAttr::default());
     let file = client.create(&tree, b"file", &how).await.unwrap().handle;
     client.write(&file, 0, Bytes::from_static(b"begins"), Stability::Unstable).await.unwrap();
@@ -283,11 +257,11 @@ async fn plant(server: &Server) {
     let link = Special::Symlink(Bytes::from_static(b"../nowhere"));
     client.make(&sub, b"link", &link, &set(0o777, 5, 1_500_000_000)).await.unwrap();
     client.make(&sub, b"fifo", &Special::Fifo, &set(0o620, 7, 1_400_000_000)).await.unwrap();
-    write(&client, &sub, ODD, b"odd").await;
-    write(&client, &sub, b"large", &large()).await;
-    let many = folder(&client, &tree, b"many").await;
+    nfs::write(&client, &sub, ODD, b"odd").await;
+    nfs::write(&client, &sub, b"large", &large()).await;
+    let many = nfs::mkdir(&client, &tree, b"many").await;
     for n in 0..300 {
-        write(&client, &many, format!("{n}").as_bytes(), b"small").await;
+        nfs::write(&client, &many, format!("{n}").as_bytes(), b"small").await;
     }
     client.setattr(&file, &set(0o640, 1234, 1_600_000_000), None).await.unwrap();
     client.setattr(&sub, &set(0o2770, 9, 1_300_000_000), None).await.unwrap();
@@ -344,11 +318,11 @@ async fn a_tree_is_restored_through_a_server_as_from_the_pool() {
     assert_eq!(done["replaced"], counted["replaced"], "{done}");
     assert_eq!(std::fs::read_to_string(place("told/many/7.~1")).unwrap(), "mine");
     let refused =
-        said(&mut through(&server, &["dataset", "restore", "web@cut", "/tree/file", &to]));
+        answer(&mut through(&server, &["dataset", "restore", "web@cut", "/tree/file", &to]));
     assert_eq!(refused.code, 11, "{refused:?}");
     let nowhere = text("none");
     let missing =
-        said(&mut through(&server, &["dataset", "restore", "web@cut", "/none", &nowhere]));
+        answer(&mut through(&server, &["dataset", "restore", "web@cut", "/none", &nowhere]));
     assert_eq!(missing.code, 10, "{missing:?}");
 }
 
@@ -357,7 +331,7 @@ async fn files_are_restored_in_place_through_a_server() {
     let (server, _writing) = busy().await;
     let restore = |more: &[&str]| {
         let args = ["dataset", "restore", "web@s1", "/docs/a.txt", "--in-place"];
-        said(&mut through(&server, &[&args[..], more].concat()))
+        answer(&mut through(&server, &[&args[..], more].concat()))
     };
     let refused = restore(&[]);
     assert!(refused.code == 11 && refused.err.contains("a.txt"), "{refused:?}");
@@ -370,7 +344,7 @@ async fn files_are_restored_in_place_through_a_server() {
     assert_eq!(elsewhere.code, 0, "{elsewhere:?}");
     assert_eq!(cat("/docs/back.txt"), "first version");
     let trial = ["dataset", "restore", "web@trial", "/docs/a.txt", "--in-place", "--force"];
-    for refused in [said(&mut through(&server, &trial)), said(&mut directly(&server, &trial))] {
+    for refused in [answer(&mut through(&server, &trial)), answer(&mut directly(&server, &trial))] {
         assert!(refused.code == 13 && refused.err.contains("writable snapshot"), "{refused:?}");
     }
 }
@@ -414,18 +388,15 @@ async fn what_is_wrong_is_said_with_the_next_step() {
         (&["pool", "info"], &["--server", &socket], 19, "--pool URL"),
         (&["scrub", "--state-file", "/tmp/x"], &["--server", &socket], 19, "leave it out"),
     ] {
-        let done = said(program().args(args).args(more));
+        let done = answer(program(args).args(more));
         assert!(done.code == code && done.err.contains(says), "{args:?} {more:?}: {done:?}");
         assert_eq!(done.out.is_empty(), code != 0, "{args:?} {more:?}: {done:?}");
     }
     // Named by the environment, which a pool on the command line outranks.
     let by_name = |args: &[&str]| {
-        said(
-            program()
-                .args(args)
-                .env("ZEROFS_SERVER", &http)
-                .env("ZEROFS_TOKEN", server.token("viewer")),
-        )
+        let mut command = program(args);
+        command.env("ZEROFS_SERVER", &http).env("ZEROFS_TOKEN", server.token("viewer"));
+        answer(&mut command)
     };
     let told = by_name(list);
     assert_eq!((told.code, told.out.as_str()), (0, ok(&mut directly(&server, list)).as_str()));
@@ -441,9 +412,9 @@ async fn a_server_is_known_by_its_certificate() {
     let url = format!("https://{}", server.admin);
     let ca = server.room.path().join("ca.pem").display().to_string();
     let list = |more: &[&str]| {
-        let mut command = program();
-        command.args(["dataset", "list", "--server", &url]).args(more);
-        said(command.env("ZEROFS_TOKEN", server.token("viewer")))
+        let mut command = program(&["dataset", "list", "--server", &url]);
+        command.args(more);
+        answer(command.env("ZEROFS_TOKEN", server.token("viewer")))
     };
     let known = list(&["--ca-file", &ca]);
     assert!(known.code == 0 && known.out.contains("web"), "{known:?}");

@@ -1,7 +1,8 @@
 //! Listings, contents and archives.
 
 use super::http::encoded;
-use super::server::{ODD, Server, folder, large, write};
+use super::server::{ODD, Server, large};
+use crate::support::nfs;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::io::{Cursor, Read};
@@ -145,9 +146,9 @@ async fn archives_hold_every_name_and_byte() {
     let server = Server::start();
     server.fill().await;
     let (client, root) = server.client().await;
-    let deep = folder(&client, &root, b"deep").await;
-    let deep = folder(&client, &deep, &[b'n'; 200]).await;
-    write(&client, &deep, &[b'f'; 150], b"far").await;
+    let deep = nfs::mkdir(&client, &root, b"deep").await;
+    let deep = nfs::mkdir(&client, &deep, &[b'n'; 200]).await;
+    nfs::write(&client, &deep, &[b'f'; 150], b"far").await;
     server.flushed(&format!("/deep/{}/{}", "n".repeat(200), "f".repeat(150)));
     let wanted: BTreeMap<Vec<u8>, Vec<u8>> = [
         (b"a.txt".to_vec(), b"first version".to_vec()),

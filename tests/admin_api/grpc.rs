@@ -1,7 +1,9 @@
 //! gRPC: every call against a running server, over its unix socket and over TCP.
 
-use super::command_line::{directly, said};
-use super::server::{ODD, Server, large, write};
+use super::command_line::directly;
+use super::server::{ODD, Server, large};
+use crate::support::nfs;
+use crate::support::program::{answer, files_below};
 use tonic::{Code, Request};
 use zerofs_csi::admin::grpc::proto::read_file_response::Part;
 use zerofs_csi::admin::grpc::proto::watch_response::Change;
@@ -17,6 +19,12 @@ pub async fn filled() -> (Server, Client) {
     server.fill().await;
     let client = local(&server).await;
     (server, client)
+}
+
+/// A request for a read-only snapshot of `web`.
+fn of_web(snapshot: &str) -> CreateSnapshotRequest {
+    let (dataset, snapshot) = ("web".into(), snapshot.into());
+    CreateSnapshotRequest { dataset, snapshot, ..Default::default() }
 }
 
 fn snapshot() -> RootName {
@@ -135,9 +143,9 @@ async fn datasets_are_made_changed_and_deleted() {
 async fn snapshots_of_both_kinds_are_taken_and_deleted() {
     let (_server, client) = filled().await;
     let mut snapshots = client.snapshots_service();
-    let taken = client.take_snapshot("", "web", "s2").await.unwrap();
+    let taken = client.create_snapshot(of_web("s2")).await.unwrap();
     assert_eq!((taken.name.as_str(), taken.state()), ("s2", State::Ready));
-    let again = client.take_snapshot("", "web", "s2").await.unwrap_err();
+    let again = client.create_snapshot(of_web("s2")).await.unwrap_err();
     assert_eq!(again.code(), Some(Code::AlreadyExists), "{again}");
     let writable = CreateSnapshotRequest {
         dataset: "web".into(),
@@ -287,9 +295,9 @@ async fn a_snapshot_that_was_made_anew_under_its_name_is_another_one() {
     let gone = client.stat(&first, "/docs/a.txt").await.unwrap_err();
     assert_eq!(gone.code(), Some(Code::NotFound), "{gone}");
     // The name is free once a collection has removed the first one.
-    let collected = said(&mut directly(&server, &["gc"]));
+    let collected = answer(&mut directly(&server, &["gc"]));
     assert_eq!(collected.code, 0, "{collected:?}");
-    client.take_snapshot("", "web", "s1").await.unwrap();
+    client.create_snapshot(of_web("s1")).await.unwrap();
     let mut wrong = vec![client.stat(&first, "/docs/a.txt").await.map(drop).unwrap_err()];
     wrong.push(client.read(&first, "/docs/a.txt").await.map(drop).unwrap_err());
     wrong.push(client.list(&first, "/docs").await.map(drop).unwrap_err());
@@ -463,7 +471,7 @@ async fn a_restore_is_planned_done_and_watched() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn clients_that_leave_in_the_middle_leave_nothing_open() {
-    let (mut server, client) = filled().await;
+    let (server, client) = filled().await;
     let mut files = client.files();
     // More than may be in progress at once.
     for _ in 0..300 {
@@ -477,19 +485,9 @@ async fn clients_that_leave_in_the_middle_leave_nothing_open() {
         answers.message().await.unwrap().unwrap();
     }
     assert_eq!(client.read(&snapshot(), "/docs/a.txt").await.unwrap(), b"first version");
-    let ended = server.stop();
-    assert!(ended.success(), "{ended}");
-    let readers = walk(&server.room.path().join("pool/readers"));
+    server.process.stop();
+    let readers = files_below(&server.room.path().join("pool/readers"));
     assert_eq!(readers, Vec::<std::path::PathBuf>::new(), "snapshots stay retained");
-}
-
-fn walk(dir: &std::path::Path) -> Vec<std::path::PathBuf> {
-    let mut found = Vec::new();
-    for entry in std::fs::read_dir(dir).into_iter().flatten() {
-        let path = entry.unwrap().path();
-        if path.is_dir() { found.extend(walk(&path)) } else { found.push(path) }
-    }
-    found
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -534,16 +532,16 @@ async fn calls_have_limits_and_need_a_right() {
     assert_eq!(denied.code(), Some(Code::PermissionDenied), "{denied}");
     let reader = as_role("reader").await;
     assert_eq!(reader.read(&snapshot(), "/docs/a.txt").await.unwrap(), b"first version");
-    let denied = reader.take_snapshot("", "web", "no").await.unwrap_err();
+    let denied = reader.create_snapshot(of_web("no")).await.unwrap_err();
     assert_eq!(denied.code(), Some(Code::PermissionDenied), "{denied}");
     let denied = reader.restore(restore(true, false), |_| {}).await.unwrap_err();
     assert_eq!(denied.code(), Some(Code::PermissionDenied), "{denied}");
     let restorer = as_role("restorer").await;
-    restorer.take_snapshot("", "web", "yes").await.unwrap();
+    restorer.create_snapshot(of_web("yes")).await.unwrap();
     let new = CreateDatasetRequest { dataset: "x".into(), ..Default::default() };
     let denied = restorer.datasets_service().create_dataset(new).await;
     assert_eq!(refused(denied).0, Code::PermissionDenied);
     // Files that no client of this test wrote are not on the way of its end.
-    let (nfs, top) = server.client().await;
-    write(&nfs, &top, b"last", b"x").await;
+    let (nfs_client, top) = server.client().await;
+    nfs::write(&nfs_client, &top, b"last", b"x").await;
 }

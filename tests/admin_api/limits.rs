@@ -10,7 +10,7 @@ const LARGE: &str = "/pools/main/datasets/web/content?path=/docs/sub/large";
 
 /// Descriptors that the server has open.
 fn open(server: &Server) -> usize {
-    std::fs::read_dir(format!("/proc/{}/fd", server.pid())).unwrap().count()
+    std::fs::read_dir(format!("/proc/{}/fd", server.process.id())).unwrap().count()
 }
 
 pub fn wait_until(what: &str, holds: impl Fn() -> bool) {
@@ -104,7 +104,8 @@ async fn slow_clients_do_not_keep_others_out() {
     wait_until("slow clients are not cut off", || {
         slow.iter().all(|stream| {
             stream.set_nonblocking(true).unwrap();
-            !matches!((&*stream).read(&mut [0; 512]), Err(error) if error.kind() == std::io::ErrorKind::WouldBlock)
+            let error = (&*stream).read(&mut [0; 512]).err();
+            error.is_none_or(|error| error.kind() != std::io::ErrorKind::WouldBlock)
         })
     });
     assert_eq!(server.get("/pools").status, 200);

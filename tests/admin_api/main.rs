@@ -16,7 +16,6 @@ mod login;
 mod objects;
 mod policies;
 mod server;
-#[path = "../support/setup.rs"]
-#[allow(dead_code, reason = "shared with other tests")]
-mod setup;
+#[path = "../support/mod.rs"]
+mod support;
 mod tls;

@@ -1,7 +1,8 @@
 //! Pools, datasets, snapshots, tasks; answers to what is wrong.
 
 use super::limits::wait_until;
-use super::server::{Server, write};
+use super::server::Server;
+use crate::support::nfs;
 use serde_json::{Value, json};
 
 const WEB: &str = "/pools/main/datasets/web";
@@ -290,8 +291,8 @@ async fn pages_of_a_comparison_are_of_one_state(server: &Server, whole: &Value) 
         items.extend(one["items"].as_array().unwrap().clone());
         let Some(next) = one["next"].as_str() else { break };
         if items.len() == 1 {
-            let (nfs, top) = server.client().await;
-            write(&nfs, &top, b"between", b"pages").await;
+            let (client, top) = server.client().await;
+            nfs::write(&client, &top, b"between", b"pages").await;
             server.flushed("/between");
             // A new comparison sees it; the one whose pages are being read does not.
             wait_until("the change is not seen", || page("")["counts"] != whole["counts"]);
@@ -299,8 +300,8 @@ async fn pages_of_a_comparison_are_of_one_state(server: &Server, whole: &Value) 
         cursor = format!("&cursor={next}");
     }
     assert_eq!(&Value::Array(items), &whole["items"]);
-    let (nfs, top) = server.client().await;
-    nfs.remove(&top, b"between").await.unwrap();
+    let (client, top) = server.client().await;
+    client.remove(&top, b"between").await.unwrap();
     wait_until("the file is not gone", || {
         server.get(&format!("{WEB}/stat?path=/between")).status == 404
     });

@@ -1,20 +1,21 @@
 //! A server under test, with files in a dataset.
 
 use super::http::{Ask, Reply};
+use crate::support::nfs;
+use crate::support::program::{Server as Process, address, json, ok, program};
 use bytes::Bytes;
-use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
-use zerofs_csi::fs::api::{CreateHow, SetAttr, Special, Stability};
-use zerofs_csi::nfs::client::{Client, Credentials, FileHandle};
+use zerofs_csi::fs::api::{SetAttr, Special};
+use zerofs_csi::nfs::client::{Client, FileHandle};
 
 /// A name that is not UTF-8.
 pub const ODD: &[u8] = b"odd \xff\n name";
 
 pub struct Server {
+    /// Ends before its folder goes.
+    pub process: Process,
     pub room: tempfile::TempDir,
-    child: Child,
     pub nfs: SocketAddr,
     pub admin: SocketAddr,
     /// The one-time token.
@@ -25,21 +26,9 @@ pub struct Server {
     log: std::path::PathBuf,
 }
 
-/// The command line, with nothing from the environment of the test.
-pub fn program() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_zerofs-csi"));
-    command.stdin(Stdio::null());
-    for name in ["ZEROFS_PASSPHRASE", "ZEROFS_SERVER", "ZEROFS_TOKEN", "ZEROFS_TOKEN_FILE"] {
-        command.env_remove(name);
-    }
-    command
-}
-
 /// A token, and its lines for the file.
 pub fn token(args: &[&str]) -> (String, String) {
-    let out = program().args(["token", "create", "--json"]).args(args).output().unwrap();
-    assert!(out.status.success(), "{out:?}");
-    let made: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap();
+    let made = json(program(&["token", "create"]).args(args));
     let text = |key: &str| made[key].as_str().unwrap().to_owned();
     (text("token"), text("line"))
 }
@@ -77,38 +66,23 @@ impl Server {
         std::fs::write(room.path().join("config.yaml"), config).unwrap();
         command(room.path(), &["pool", "create"]);
         command(room.path(), &["dataset", "create", "web"]);
-        let (state, log) = (room.path().join("state"), room.path().join("log"));
-        let mut child = program()
-            .args([
-                "serve",
-                "--nfs-listen",
-                "127.0.0.1:0",
-                "--admin-listen",
-                "127.0.0.1:0",
-                "--web",
-            ])
-            .arg("--config")
-            .arg(room.path().join("config.yaml"))
-            .arg("--state-dir")
-            .arg(state)
-            .arg("--admin-socket")
-            .arg(room.path().join("admin.sock"))
-            .stdout(Stdio::piped())
-            .stderr(std::fs::File::create(&log).unwrap())
-            .spawn()
-            .unwrap();
-        let mut out = BufReader::new(child.stdout.take().unwrap());
-        let (mut ready, mut login) = (String::new(), String::new());
-        out.read_line(&mut ready).unwrap();
-        out.read_line(&mut login).unwrap();
-        let after = |word: &str| {
-            let mut words = ready.split_whitespace().skip_while(|found| *found != word);
-            words.nth(1).unwrap_or_else(|| panic!("{ready:?}")).to_owned()
-        };
-        let url = after("admin");
-        let admin = url.split_once("://").unwrap().1.parse().unwrap();
+        let log = room.path().join("log");
+        let serve = ["serve", "--nfs-listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"];
+        let mut serve = program(&serve);
+        for (option, name) in [
+            ("--config", "config.yaml"),
+            ("--state-dir", "state"),
+            ("--admin-socket", "admin.sock"),
+        ] {
+            serve.arg(option).arg(room.path().join(name));
+        }
+        let process =
+            Process::spawn(serve.arg("--web").stderr(std::fs::File::create(&log).unwrap()));
+        let (ready, login) = (process.line(), process.line());
+        let admin = address(&ready.replace("https:", "http:"), "admin http://");
+        let nfs = address(&ready, "nfs ");
         let printed = login.split_once("#token=").unwrap().1.split(' ').next().unwrap().to_owned();
-        Self { nfs: after("nfs").parse().unwrap(), admin, printed, tokens, room, child, log }
+        Self { nfs, admin, printed, tokens, room, process, log }
     }
 
     /// Adds a token to the file of a running server.
@@ -144,43 +118,24 @@ impl Server {
         self.room.path().join("admin.sock")
     }
 
-    /// Stops the server in order, and waits for its end.
-    pub fn stop(&mut self) -> std::process::ExitStatus {
-        let pid = rustix::process::Pid::from_child(&self.child);
-        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
-        self.child.wait().unwrap()
-    }
-
-    /// Ends the server at once.
-    pub fn kill(&mut self) {
-        self.child.kill().unwrap();
-        self.child.wait().unwrap();
-    }
-
-    pub fn pid(&self) -> u32 {
-        self.child.id()
-    }
-
     pub fn log(&self) -> String {
         std::fs::read_to_string(&self.log).unwrap()
     }
 
     pub async fn client(&self) -> (Client, FileHandle) {
-        let client = Client::connect(self.nfs, &Credentials::root()).await.unwrap();
-        let root = client.mount("/web").await.unwrap();
-        (client, root)
+        nfs::mount(self.nfs, "/web").await
     }
 
     /// Files of all kinds, then the snapshot `s1` of them, then a change.
     pub async fn fill(&self) {
         let (client, root) = self.client().await;
-        let docs = folder(&client, &root, b"docs").await;
-        write(&client, &docs, b"a.txt", b"first version").await;
-        write(&client, &docs, b"picture.png", &[1, 2, 3]).await;
-        write(&client, &docs, b"empty", b"").await;
-        write(&client, &docs, ODD, b"odd").await;
-        let sub = folder(&client, &docs, b"sub").await;
-        write(&client, &sub, b"large", &large()).await;
+        let docs = nfs::mkdir(&client, &root, b"docs").await;
+        nfs::write(&client, &docs, b"a.txt", b"first version").await;
+        nfs::write(&client, &docs, b"picture.png", &[1, 2, 3]).await;
+        nfs::write(&client, &docs, b"empty", b"").await;
+        nfs::write(&client, &docs, ODD, b"odd").await;
+        let sub = nfs::mkdir(&client, &docs, b"sub").await;
+        nfs::write(&client, &sub, b"large", &large()).await;
         let link = Special::Symlink(Bytes::from_static(b"/etc/passwd"));
         client.make(&docs, b"link", &link, &SetAttr::default()).await.unwrap();
         let up = Special::Symlink(Bytes::from_static(b".."));
@@ -188,8 +143,8 @@ impl Server {
         let taken = self.by("admin", "POST", "/pools/main/datasets/web/snapshots");
         let taken = taken.json(&serde_json::json!({ "name": "s1" })).send();
         assert_eq!(taken.status, 201, "{taken:?}");
-        write(&client, &docs, b"a.txt", b"second").await;
-        write(&client, &docs, b"new.txt", b"new").await;
+        nfs::write(&client, &docs, b"a.txt", b"second").await;
+        nfs::write(&client, &docs, b"new.txt", b"new").await;
         self.flushed("/docs/new.txt");
     }
 
@@ -206,34 +161,12 @@ impl Server {
     }
 }
 
-impl Drop for Server {
-    fn drop(&mut self) {
-        self.child.kill().ok();
-        self.child.wait().ok();
-    }
-}
-
 /// The content of `/docs/sub/large`.
 pub fn large() -> Vec<u8> {
     (0..6_000_000u32).map(|i| (i / 7) as u8 ^ (i >> 13) as u8).collect()
 }
 
+/// A command on the pool of a room.
 fn command(room: &Path, args: &[&str]) {
-    let out = program().args(args).arg("--config").arg(room.join("config.yaml")).output().unwrap();
-    assert!(out.status.success(), "{args:?}: {out:?}");
-}
-
-pub async fn folder(client: &Client, dir: &FileHandle, name: &[u8]) -> FileHandle {
-    let set = SetAttr { mode: Some(0o755), ..SetAttr::default() };
-    client.mkdir(dir, name, &set).await.unwrap().handle
-}
-
-pub async fn write(client: &Client, dir: &FileHandle, name: &[u8], data: &[u8]) {
-    let set = SetAttr { mode: Some(0o640), size: Some(0), ..SetAttr::default() };
-    let file = client.create(dir, name, &CreateHow::Unchecked(set)).await.unwrap().handle;
-    for (i, part) in data.chunks(1 << 20).enumerate() {
-        let part = Bytes::copy_from_slice(part);
-        client.write(&file, (i as u64) << 20, part, Stability::Unstable).await.unwrap();
-    }
-    client.commit(&file, 0, 0).await.unwrap();
+    ok(program(args).arg("--config").arg(room.join("config.yaml")));
 }

@@ -1,36 +1,15 @@
 //! A volume over HTTP, on an S3 server whose answers are unlike those of a store that is well.
 
-use crate::fault::quick;
-use crate::s3::{Fault, Kind, Rule, S3Server};
 use crate::script::bytes;
-use crate::volume::Dataset;
+use crate::support::fault::quick;
+use crate::support::files::top;
+use crate::support::s3::{Fault, Kind, Rule, S3Server};
+use crate::support::volume::Dataset;
 use zerofs_csi::bucket::Bucket;
 use zerofs_csi::fs::Fs;
-use zerofs_csi::fs::api::*;
-use zerofs_csi::types::EntryName;
-
-fn name(text: &str) -> EntryName {
-    EntryName::try_from(text.as_bytes()).unwrap()
-}
-
-async fn write(fs: &Fs, text: &str, data: &[u8]) -> FileRef {
-    let caller = Caller::root();
-    let file = fs
-        .create(&caller, fs.root(), &name(text), CreateHow::Guarded(SetAttr::default()))
-        .await
-        .unwrap()
-        .attr
-        .file;
-    fs.write(&caller, file, 0, data.to_vec().into(), Stability::Unstable).await.unwrap();
-    fs.commit(&caller, file, 0, 0).await.unwrap_or_else(|error| panic!("{text}: {error}"));
-    file
-}
 
 async fn is_there(fs: &Fs, text: &str, data: &[u8]) {
-    let caller = Caller::root();
-    let file = fs.lookup(&caller, fs.root(), text.as_bytes()).await.unwrap().0.file;
-    let read = fs.read(&caller, file, 0, 1 << 20).await.unwrap();
-    assert!(read.data.concat() == data, "{text}");
+    assert!(top::content(fs, text).await == data, "{text}");
 }
 
 fn dataset(bucket: Bucket, journals: &std::path::Path) -> Dataset {
@@ -57,9 +36,9 @@ async fn a_conflict_of_a_put_with_its_own_first_attempt_fences_nobody() {
             server.script(Rule::on(Kind::PutNew).times(2).then(fault.clone()));
             let fs = dataset.open().await;
             server.script(Rule::on(Kind::PutNew).at("/wal/").times(1).then(fault.clone()));
-            write(&fs, "a", &bytes(1, SIZES[0])).await;
+            top::write(&fs, "a", &bytes(1, SIZES[0])).await;
             server.script(Rule::on(Kind::PutNew).at("/manifest/").times(1).then(fault.clone()));
-            write(&fs, "b", &bytes(2, SIZES[1])).await;
+            top::write(&fs, "b", &bytes(2, SIZES[1])).await;
             while server.arrive() {}
             fs.close().await.unwrap_or_else(|error| panic!("{fault:?}: {error}"));
             drop(fs);
@@ -80,7 +59,7 @@ async fn one_request_timeout_of_each_kind_is_not_seen() {
         let fs = dataset.open().await;
         for size in SIZES {
             let text = format!("{kind:?} {size}");
-            write(&fs, &text, &bytes(n, size)).await;
+            top::write(&fs, &text, &bytes(n, size)).await;
             is_there(&fs, &text, &bytes(n, size)).await;
         }
         fs.close().await.unwrap_or_else(|error| panic!("{kind:?}: {error}"));
@@ -108,12 +87,12 @@ async fn a_volume_and_its_clone_are_below_the_prefix_as_it_was_given() {
         let (server, folder) = (S3Server::start(), tempfile::tempdir().unwrap());
         let dataset = dataset(server.pool(url), folder.path());
         let fs = dataset.open().await;
-        write(&fs, "a", &bytes(1, SIZES[0])).await;
-        write(&fs, "b", &bytes(2, SIZES[1])).await;
+        top::write(&fs, "a", &bytes(1, SIZES[0])).await;
+        top::write(&fs, "b", &bytes(2, SIZES[1])).await;
         let checkpoint = fs.snapshot("s").await.unwrap();
         let clone = dataset.clone_from(checkpoint).await;
         let cloned = clone.open().await;
-        write(&cloned, "c", &bytes(3, SIZES[0])).await;
+        top::write(&cloned, "c", &bytes(3, SIZES[0])).await;
         for fs in [&fs, &cloned] {
             is_there(fs, "a", &bytes(1, SIZES[0])).await;
             is_there(fs, "b", &bytes(2, SIZES[1])).await;

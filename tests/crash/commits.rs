@@ -4,16 +4,16 @@
 //! store has. What a program's own recovery makes of it must be the state before or after the
 //! transaction, and the one after it once the call that commits was answered.
 
-use crate::fault::{FaultStore, quick};
 use crate::script::bytes;
-use crate::volume::Dataset;
+use crate::support::fault::FaultStore;
+use crate::support::files::{GUARDED, name, tree};
+use crate::support::run::{paused_runtime, size};
+use crate::support::volume::Dataset;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
-use zerofs_csi::bucket::Bucket;
 use zerofs_csi::fs::api::*;
 use zerofs_csi::fs::{Fs, FsError, SyncMode};
-use zerofs_csi::types::EntryName;
 
 const PAGE: usize = 4096;
 const PAGES: usize = 12;
@@ -272,10 +272,6 @@ enum Death {
     Requests(usize),
 }
 
-fn name(text: &str) -> EntryName {
-    EntryName::try_from(text.as_bytes()).unwrap()
-}
-
 async fn call(fs: &Fs, call: &Call, xid: u32) -> Result<(), FsError> {
     let caller = Caller {
         call: Some(CallId { client: 1, xid, checksum: u64::from(xid) }),
@@ -286,10 +282,7 @@ async fn call(fs: &Fs, call: &Call, xid: u32) -> Result<(), FsError> {
         fs.lookup(&caller, root, text.as_bytes()).await.map(|(attr, _)| attr.file)
     };
     match call {
-        Create(at) => fs
-            .create(&caller, root, &name(at), CreateHow::Guarded(SetAttr::default()))
-            .await
-            .map(drop),
+        Create(at) => fs.create(&caller, root, &name(at), GUARDED).await.map(drop),
         Write(at, offset, data) => {
             let data = data.clone().into();
             fs.write(&caller, find(at).await?, *offset as u64, data, Stability::Unstable)
@@ -310,17 +303,9 @@ async fn call(fs: &Fs, call: &Call, xid: u32) -> Result<(), FsError> {
 }
 
 async fn files(fs: &Fs) -> Files {
-    let limit = ListLimit { entries: 100, bytes: 1 << 16, entry_bytes: 32, with_attr: true };
-    let mut files = Files::new();
-    for entry in fs.readdir(&Caller::root(), fs.root(), DirCookie(0), limit).await.unwrap().entries
-    {
-        let attr = entry.attr.unwrap();
-        if attr.kind == FileKind::Regular {
-            let read = fs.read(&Caller::root(), attr.file, 0, 1 << 20).await.unwrap();
-            files.insert(String::from_utf8_lossy(&entry.name).into_owned(), read.data.concat());
-        }
-    }
-    files
+    let found = tree(fs, fs.root()).await.unwrap().into_iter();
+    let files = found.filter(|(_, object)| object.attr.kind == FileKind::Regular);
+    files.map(|(path, object)| (path[1..].to_owned(), object.content)).collect()
 }
 
 /// The sequence until the node dies. Answers the calls answered, and whether it died before the
@@ -349,24 +334,19 @@ async fn act(store: &Arc<FaultStore>, dataset: &Dataset, way: &Way, death: Death
     (answered, died)
 }
 
-fn runtime() -> tokio::runtime::Runtime {
-    tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap()
-}
-
 /// One death. Answers whether the sequence was over before it came.
 fn play(way: &Way, sync: SyncMode, death: Death) -> bool {
     let folder = tempfile::tempdir().unwrap();
     let store = FaultStore::memory();
-    let bucket = || Bucket::on(store.clone(), Default::default()).with_limits(quick());
-    let mut dataset = Dataset::new(bucket(), folder.path().to_owned());
+    let mut dataset = Dataset::new(store.quick_bucket(), folder.path().to_owned());
     dataset.options.properties.sync = sync;
-    let life = runtime();
+    let life = paused_runtime();
     let (answered, died) = life.block_on(Box::pin(act(&store, &dataset, way, death)));
     drop(life);
     store.heal();
     let other = tempfile::tempdir().unwrap();
-    dataset.reborn(bucket(), Some(other.path()));
-    let found = runtime().block_on(Box::pin(async {
+    dataset.reborn(store.quick_bucket(), Some(other.path()));
+    let found = paused_runtime().block_on(Box::pin(async {
         let fs = dataset.open().await;
         let found = files(&fs).await;
         fs.close().await.unwrap();
@@ -390,7 +370,7 @@ fn play(way: &Way, sync: SyncMode, death: Death) -> bool {
 fn holds(way: &Way) {
     for calls in 0..=way.calls.len() {
         play(way, SyncMode::Standard, Death::Calls(calls));
-        if crate::size() > 1 {
+        if size() > 1 {
             play(way, SyncMode::Always, Death::Calls(calls));
         }
     }

@@ -241,8 +241,10 @@ const LANES: usize = 12;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_step_loses_what_was_acknowledged() {
-    let seeds =
-        std::env::var("CRASH_SEEDS").ok().and_then(|n| n.parse().ok()).unwrap_or(2 * crate::size());
+    let seeds = std::env::var("CRASH_SEEDS")
+        .ok()
+        .and_then(|n| n.parse().ok())
+        .unwrap_or(2 * crate::support::run::size());
     let deaths = |(step, seed)| [Death::Process, Death::Node].map(|death| (step, seed, death));
     let all =
         STEPS.iter().flat_map(|step| (0..seeds).map(move |seed| (*step, seed))).flat_map(deaths);

@@ -102,7 +102,7 @@ async fn a_journal_torn_anywhere_gives_a_prefix() {
     let whole = died(&store, 1, &journal, 2).await;
     assert_eq!(replayed(&store, &journal, &whole).await, Some(prefix(2, BATCHES)));
     let mut last = 0;
-    for cut in (0..=whole.len()).step_by(if crate::size() > 1 { 1 } else { 17 }) {
+    for cut in (0..=whole.len()).step_by(if crate::support::run::size() > 1 { 1 } else { 17 }) {
         let found = replayed(&store, &journal, &whole[..cut])
             .await
             .expect("a torn journal is no reason not to open");
@@ -122,7 +122,7 @@ async fn a_damaged_journal_gives_a_prefix() {
     let (store, journal) = (InMemory::new(), folder.path().join("journal"));
     let whole = died(&store, 1, &journal, 2).await;
     let per_record = (whole.len() - HEADER_BYTES) / BATCHES as usize;
-    for at in (0..whole.len()).step_by(if crate::size() > 1 { 1 } else { 19 }) {
+    for at in (0..whole.len()).step_by(if crate::support::run::size() > 1 { 1 } else { 19 }) {
         let mut bytes = whole.clone();
         bytes[at] ^= 1 << (at % 8);
         let Some(found) = replayed(&store, &journal, &bytes).await else {

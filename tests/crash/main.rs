@@ -9,29 +9,17 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod answers;
+mod calls;
 mod commits;
 mod committer;
-#[path = "../support/fault.rs"]
-#[allow(dead_code, reason = "shared with other tests")]
-mod fault;
+mod home;
 mod journal;
 mod outage;
 mod process;
 mod random;
 mod repair;
-#[path = "../support/s3/mod.rs"]
-#[allow(dead_code, reason = "shared with other tests")]
-mod s3;
 mod script;
 mod sealed;
-#[path = "../support/setup.rs"]
-#[allow(dead_code, reason = "shared with other tests")]
-mod setup;
 mod steps;
-#[path = "../support/volume.rs"]
-#[allow(dead_code, reason = "shared with other tests")]
-mod volume;
-
-fn size() -> u64 {
-    std::env::var("ZEROFS_TEST_SIZE").ok().and_then(|text| text.parse().ok()).unwrap_or(1)
-}
+#[path = "../support/mod.rs"]
+mod support;

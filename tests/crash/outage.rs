@@ -1,10 +1,12 @@
 //! The store fails for a while under writers. What was acknowledged is kept, a COMMIT never
 //! succeeds without the store, and afterwards all goes on in the same opening (R17, R18).
 
-use crate::fault::{Chances, FaultStore, quick};
-use crate::s3::{self, Fault, S3Server};
 use crate::script::bytes;
-use crate::volume::Dataset;
+use crate::support::fault::{Chances, Fault as StoreFault, FaultStore, Op, Rule, quick};
+use crate::support::files::{top, try_read};
+use crate::support::run::paused;
+use crate::support::s3::{self, Fault, S3Server};
+use crate::support::volume::Dataset;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -12,33 +14,21 @@ use std::time::{Duration, Instant};
 use zerofs_csi::bucket::Bucket;
 use zerofs_csi::fs::api::*;
 use zerofs_csi::fs::{Fs, FsError};
-use zerofs_csi::types::{Class, Classify, EntryName};
+use zerofs_csi::types::{Class, Classify};
 
 const WRITERS: u64 = 6;
-const PLAIN: CreateHow = CreateHow::Guarded(SetAttr {
-    mode: None,
-    uid: None,
-    gid: None,
-    size: None,
-    atime: SetTime::Keep,
-    mtime: SetTime::Keep,
-});
-
 fn dataset(store: &Arc<FaultStore>, journals: &Path) -> Dataset {
-    Dataset::new(
-        Bucket::on(store.clone(), Default::default()).with_limits(quick()),
-        journals.to_owned(),
-    )
+    Dataset::new(store.quick_bucket(), journals.to_owned())
 }
 
-fn name(n: u64) -> EntryName {
-    EntryName::try_from(format!("file {n}").as_bytes()).unwrap()
+fn name(n: u64) -> String {
+    format!("file {n}")
 }
 
 async fn files(fs: &Fs) -> Vec<FileRef> {
     let mut files = Vec::new();
     for n in 0..WRITERS {
-        files.push(fs.create(&Caller::root(), fs.root(), &name(n), PLAIN).await.unwrap().attr.file);
+        files.push(top::create(fs, &name(n)).await);
     }
     files
 }
@@ -63,13 +53,7 @@ async fn persist<T, F: Future<Output = Result<T, FsError>>>(
 }
 
 async fn content(fs: &Fs, file: FileRef) -> Vec<u8> {
-    let (size, caller) = (fs.getattr(file).await.unwrap().size, Caller::root());
-    let mut data = Vec::new();
-    while (data.len() as u64) < size {
-        let read = persist("reading", || fs.read(&caller, file, data.len() as u64, 1 << 20)).await;
-        read.data.iter().for_each(|part| data.extend_from_slice(part));
-    }
-    data
+    persist("reading", || try_read(fs, file)).await
 }
 
 /// Sizes on both sides of what rides in the database and what goes to packs.
@@ -124,7 +108,7 @@ async fn write(
 /// and what was committed without the journal.
 async fn through(trouble: impl AsyncFnOnce(&FaultStore, &AtomicBool)) {
     let store = FaultStore::memory();
-    let bucket = Bucket::on(store.clone(), Default::default());
+    let bucket = store.bucket();
     survive(bucket, async |away| trouble(&store, away).await, || store.heal()).await;
 }
 
@@ -200,8 +184,8 @@ async fn an_outage_loses_nothing_and_ends_by_itself() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_store_that_only_reads_loses_nothing() {
     through(async |store, away| {
-        store.script(crate::fault::Rule::on(crate::fault::Op::Put));
-        store.script(crate::fault::Rule::on(crate::fault::Op::PutNew));
+        store.script(Rule::on(Op::Put));
+        store.script(Rule::on(Op::PutNew));
         tokio::time::sleep(Duration::from_millis(100)).await;
         away.store(true, Ordering::SeqCst);
         tokio::time::sleep(Duration::from_secs(4)).await;
@@ -211,7 +195,7 @@ async fn a_store_that_only_reads_loses_nothing() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn lost_answers_and_random_failures_lose_nothing() {
-    for seed in 0..crate::size() {
+    for seed in 0..crate::support::run::size() {
         through(async |store, _| {
             let chances = Chances {
                 before: 150,
@@ -233,7 +217,7 @@ async fn lost_answers_and_random_failures_lose_nothing() {
 async fn random_answers_of_an_s3_server_lose_nothing() {
     let seeds: Vec<u64> = match std::env::var("CRASH_SEED") {
         Ok(seed) => vec![seed.parse().expect("CRASH_SEED is a number")],
-        Err(_) => (0..crate::size()).map(|_| rand::random::<u64>() >> 16).collect(),
+        Err(_) => (0..crate::support::run::size()).map(|_| rand::random::<u64>() >> 16).collect(),
     };
     for seed in seeds {
         println!("CRASH_SEED={seed}");
@@ -334,15 +318,6 @@ async fn a_close_during_an_outage_may_be_repeated() {
 }
 
 /// Waits that nobody has to wait for: time passes when everybody waits for it.
-fn in_no_time(test: impl Future<Output = ()>) {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .start_paused(true)
-        .build()
-        .unwrap();
-    runtime.block_on(Box::pin(test));
-}
-
 /// Bytes of written data that may wait for the store.
 const DIRTY_BYTES: u64 = 4 << 20;
 
@@ -372,12 +347,11 @@ async fn write_on(
 /// not be given one.
 #[test]
 fn an_outage_of_hours_takes_no_more_memory_than_one_of_minutes() {
-    in_no_time(async {
+    paused(|| async {
         let folder = tempfile::tempdir().unwrap();
         let store = FaultStore::memory();
         // The limits of production: what is tried again is tried as often as there.
-        let mut dataset =
-            Dataset::new(Bucket::on(store.clone(), Default::default()), folder.path().to_owned());
+        let mut dataset = Dataset::new(store.bucket(), folder.path().to_owned());
         dataset.options.memory = zerofs_csi::fs::FsMemory::new(DIRTY_BYTES, 4 << 20);
         let fs = Arc::new(dataset.open().await);
         let files = files(&fs).await;
@@ -393,8 +367,7 @@ fn an_outage_of_hours_takes_no_more_memory_than_one_of_minutes() {
             })
             .collect();
         // A row is on its way all the time: its request is what must not be given up.
-        let caller = Caller::root();
-        fs.create(&caller, fs.root(), &name(WRITERS), PLAIN).await.unwrap();
+        top::create(&*fs, &name(WRITERS)).await;
         tokio::time::sleep(Duration::from_secs(600)).await;
         let early = told.load(Ordering::SeqCst);
         assert!(early > 0 && early <= DIRTY_BYTES, "{early} bytes of data wait for the store");
@@ -423,7 +396,7 @@ fn an_outage_of_hours_takes_no_more_memory_than_one_of_minutes() {
         for (file, wrote) in files.iter().zip(&wrote) {
             assert!(content(&fs, *file).await == *wrote, "what was written is there");
         }
-        fs.lookup(&caller, fs.root(), name(WRITERS).as_bytes()).await.unwrap();
+        assert!(top::has(&fs, &name(WRITERS)).await);
         fs.close().await.unwrap();
     });
 }
@@ -432,15 +405,14 @@ fn an_outage_of_hours_takes_no_more_memory_than_one_of_minutes() {
 /// goes on.
 #[test]
 fn a_store_that_throttles_is_asked_less() {
-    in_no_time(async {
+    paused(|| async {
         let folder = tempfile::tempdir().unwrap();
         let store = FaultStore::memory();
-        let mut dataset =
-            Dataset::new(Bucket::on(store.clone(), Default::default()), folder.path().to_owned());
+        let mut dataset = Dataset::new(store.bucket(), folder.path().to_owned());
         let fs = Arc::new(dataset.open().await);
         let files = files(&fs).await;
         fs.sync().await.unwrap();
-        store.script(crate::fault::Rule::any().then(crate::fault::Fault::Throttled));
+        store.script(Rule::any().then(StoreFault::Throttled));
         store.clear_log();
         let commits: Vec<_> = files
             .iter()

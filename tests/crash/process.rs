@@ -1,33 +1,25 @@
 //! A process on a pool: it does a script's calls, and dies when told to. A runtime of its own is
 //! the process: when it goes, so does every task of it.
 
-use crate::script::{
-    Object, Op, Policy, Promise, Script, Tree, agrees, bytes, difference, small_name,
-};
-use crate::setup::{controller, new_volume, settings};
+use crate::calls::{Done, call, repeatable, walk};
+use crate::home::Home;
+use crate::script::{Op, Policy, Promise, Script, Tree, agrees, difference};
+use crate::support::world::{World, new_volume};
 use bytes::Bytes;
-use object_store::memory::InMemory;
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
-use zerofs_csi::bucket::{Bucket, Credentials, Folder, Limits};
 use zerofs_csi::catalog::{Catalog, Keep, KeepRules, Properties, SnapshotPolicy, State};
 use zerofs_csi::chunk::ChunkCache;
-use zerofs_csi::control::{ControlError, Controller, NewVolume, PropertyChanges, Source};
-use zerofs_csi::crypto::Secret;
-use zerofs_csi::fs::FsError;
-use zerofs_csi::fs::api::*;
+use zerofs_csi::control::{ControlError, NewVolume, PropertyChanges, Source};
 use zerofs_csi::fs::check::check;
 use zerofs_csi::fs::db::{self, DbCache, DbPlace, Reader};
 use zerofs_csi::fs::key::{self, Key};
 use zerofs_csi::fs::row::{Row, Usage};
 use zerofs_csi::telemetry::Failpoints;
 use zerofs_csi::types::{
-    Class, Classify, EntryName, Incarnation, InodeNo, PackId, SnapshotHandle, Timestamp,
-    VolumeHandle,
+    Class, Classify, Incarnation, InodeNo, PackId, SnapshotHandle, Timestamp, VolumeHandle,
 };
-use zerofs_csi::volume::{Volume, VolumeGuard, VolumeSettings, Volumes, place};
+use zerofs_csi::volume::{VolumeGuard, place};
 
 /// The stack of the program's own threads: unoptimised futures of the database are large.
 const STACK_BYTES: usize = 8 << 20;
@@ -50,79 +42,6 @@ pub fn run<T: Send + 'static>(name: &str, process: impl Future<Output = T> + Sen
     let done = runtime.block_on(done);
     runtime.shutdown_timeout(Duration::from_secs(20));
     done.unwrap_or_else(|panicked| std::panic::resume_unwind(panicked.into_panic()))
-}
-
-/// The state that outlives a process: the pool and the node's disk.
-#[derive(Clone)]
-pub struct Home {
-    store: Option<Arc<InMemory>>,
-    folder: PathBuf,
-    secret: Option<Secret>,
-}
-
-impl Home {
-    /// A pool in memory; only the journals are on the disk.
-    pub fn memory(folder: &Path) -> Self {
-        Self { store: Some(Arc::default()), folder: folder.to_owned(), secret: None }
-    }
-
-    /// A pool in a folder, that processes share.
-    pub fn folder(folder: &Path) -> Self {
-        std::fs::create_dir_all(folder.join("pool")).unwrap();
-        Self { store: None, folder: folder.to_owned(), secret: None }
-    }
-
-    /// With a pool that is encrypted if there is a secret.
-    pub fn sealed(mut self, secret: Option<Secret>) -> Self {
-        self.secret = secret;
-        self
-    }
-
-    /// A copy of a pool in memory.
-    pub fn fork(&self) -> Self {
-        Self { store: Some(Arc::new(self.store().fork())), ..self.clone() }
-    }
-
-    pub fn store(&self) -> &InMemory {
-        self.store.as_ref().expect("a pool in memory")
-    }
-
-    /// As when the node is lost. The folder's identity stays: a node without it takes its volumes
-    /// back only when its own lease has ended, which is tested elsewhere.
-    pub fn lose_journals(&self) {
-        let entries = std::fs::read_dir(self.journals())
-            .map(|found| found.flatten().map(|entry| entry.path()).collect::<Vec<_>>());
-        for path in entries
-            .unwrap_or_default()
-            .into_iter()
-            .filter(|path| path.file_name().is_none_or(|name| name != "directory-id"))
-        {
-            let _ = if path.is_dir() {
-                std::fs::remove_dir_all(&path)
-            } else {
-                std::fs::remove_file(&path)
-            };
-        }
-    }
-
-    pub fn journals(&self) -> PathBuf {
-        self.folder.join("journals")
-    }
-
-    pub fn bucket(&self) -> Bucket {
-        match &self.store {
-            Some(store) => Bucket::on(store.clone(), Default::default()),
-            None => {
-                let url = format!("file://{}", self.folder.join("pool").display()).parse().unwrap();
-                Bucket::open(&url, &Credentials::none(), Folder::MustExist, Limits::default())
-                    .unwrap()
-            }
-        }
-    }
-
-    pub async fn create(&self) {
-        Catalog::create(self.bucket(), self.secret.as_ref()).await.unwrap();
-    }
 }
 
 /// The progress of a script.
@@ -161,26 +80,10 @@ pub struct Died {
 
 /// A process: one node plugin and controller.
 pub struct Process {
-    catalog: Catalog,
-    volumes: Volumes,
-    controller: Controller,
+    world: World,
     script: Script,
     volume: Option<VolumeGuard>,
     until: Duration,
-}
-
-type Done<T> = Result<T, String>;
-
-/// Errors that a caller repeats; any other is a defect.
-fn repeatable(what: &dyn std::fmt::Debug, error: &(impl Classify + std::fmt::Display)) -> String {
-    let class = error.class();
-    let thread = std::thread::current();
-    let of = thread.name().unwrap_or_default();
-    assert!(
-        matches!(class, Class::Unavailable | Class::InProgress),
-        "{of}: {what:?}: {error} ({class:?})"
-    );
-    error.to_string()
 }
 
 impl Process {
@@ -188,16 +91,12 @@ impl Process {
         let catalog =
             Catalog::open(home.bucket(), home.secret.as_ref()).await.expect("the pool opens");
         failpoints(catalog.bucket().failpoints());
-        let volumes = Volumes::new(VolumeSettings {
-            journal_dir: Some(home.journals()),
-            cache: DbCache::new(8 << 20),
-            chunk_cache: ChunkCache::memory(8 << 20),
-            flush_interval: Duration::from_millis(100),
-            volumes_max: 8,
-            ..settings("node")
+        let world = World::builder("node").journals(home.journals()).settings(|settings| {
+            settings.cache = DbCache::new(8 << 20);
+            settings.chunk_cache = ChunkCache::memory(8 << 20);
+            settings.flush_interval = Duration::from_millis(100);
         });
-        let controller = controller(&catalog, &volumes);
-        Self { catalog, volumes, controller, script, volume: None, until: UNTIL_LIMIT }
+        Self { world: world.on(catalog), script, volume: None, until: UNTIL_LIMIT }
     }
 
     /// Waits for the background for as long as it takes.
@@ -207,7 +106,7 @@ impl Process {
     }
 
     pub fn failpoints(&self) -> &Failpoints {
-        self.catalog.bucket().failpoints()
+        self.world.failpoints()
     }
 
     /// Opens, compares what is there with what is expected, and does the rest of the script's
@@ -243,12 +142,17 @@ impl Process {
 
     /// The volume's tree, or the reason why it cannot be read.
     pub async fn look(&self) -> Result<Tree, (Class, String)> {
-        let listed =
-            self.controller.volumes().await.map_err(|error| (error.class(), error.to_string()))?;
+        let listed = self
+            .world
+            .controller
+            .volumes()
+            .await
+            .map_err(|error| (error.class(), error.to_string()))?;
         let handle = listed.first().expect("there is a volume").handle;
         let volume = self
+            .world
             .volumes
-            .open(&self.catalog, handle.dataset)
+            .open(&self.world.catalog, handle.dataset)
             .await
             .map_err(|error| (error.class(), error.to_string()))?;
         walk(&volume).await.map_err(|error| (error.class(), error.to_string()))
@@ -303,7 +207,7 @@ impl Process {
         // The engine lets go of the journal of an opening that failed a moment later.
         let mut tries = 0;
         loop {
-            match self.volumes.open(&self.catalog, handle.dataset).await {
+            match self.world.volumes.open(&self.world.catalog, handle.dataset).await {
                 Err(error) if error.class() == Class::InProgress && tries < 100 => tries += 1,
                 opened => return opened.map_err(|error| repeatable(&"opening", &error)),
             }
@@ -319,7 +223,7 @@ impl Process {
             properties: Properties { record_bytes: 4096, ..Properties::default() },
             ..new_volume(name, source)
         };
-        let made = self.controller.create_volume(None, new).await;
+        let made = self.world.controller.create_volume(None, new).await;
         made.map(|made| made.handle).map_err(|error| repeatable(&name, &error))
     }
 
@@ -347,18 +251,29 @@ impl Process {
             }
             Op::Expand(bytes) => {
                 let handle = self.handle_of(VOLUME).await?.expect("it is there");
-                self.controller.expand_volume(handle, *bytes, None).await.map(drop).map_err(failed)
+                self.world
+                    .controller
+                    .expand_volume(handle, *bytes, None)
+                    .await
+                    .map(drop)
+                    .map_err(failed)
             }
             Op::Inodes(quota) => {
                 let handle = self.handle_of(VOLUME).await?.expect("it is there");
                 let changes =
                     PropertyChanges { inodes: Some(Some(*quota)), ..PropertyChanges::default() };
-                self.controller.set_properties(handle, changes).await.map(drop).map_err(failed)
+                self.world
+                    .controller
+                    .set_properties(handle, changes)
+                    .await
+                    .map(drop)
+                    .map_err(failed)
             }
             Op::Policy(policy) => self.policy(*policy).await,
             Op::Snapshot(name) => {
                 let handle = self.handle_of(VOLUME).await?.expect("it is there");
-                self.controller
+                self.world
+                    .controller
                     .create_csi_snapshot(handle, name.parse().unwrap())
                     .await
                     .map(drop)
@@ -375,21 +290,17 @@ impl Process {
                 self.compare(name, Source::Volume(source), &expected).await
             }
             Op::Delete(name) => match self.handle_of(name).await? {
-                Some(handle) => self.controller.delete_volume(handle).await.map_err(failed),
+                Some(handle) => self.world.controller.delete_volume(handle).await.map_err(failed),
                 None => Ok(()),
             },
             Op::DeleteSnapshot(name) => match self.snapshot(name).await? {
-                Some(handle) => self.controller.delete_snapshot(handle).await.map_err(failed),
+                Some(handle) => self.world.controller.delete_snapshot(handle).await.map_err(failed),
                 None => Ok(()),
             },
             Op::Collect => {
                 // A leftover as of the compactor of a deleted database.
                 let stray = format!("vol/{}/compacted/stray.sst", Incarnation::random());
-                self.catalog
-                    .bucket()
-                    .put(&stray, Bytes::from_static(b"stray"))
-                    .await
-                    .expect("a put");
+                self.world.bucket().put(&stray, Bytes::from_static(b"stray")).await.expect("a put");
                 self.collect().await
             }
             on_files => call(self.fs()?, at, on_files).await,
@@ -403,12 +314,17 @@ impl Process {
         let found = walk(&volume).await.map_err(|error| repeatable(&"looking", &error))?;
         assert!(agrees(expected, &found), "{name}: {}", difference(expected, &found));
         drop(volume);
-        self.volumes.close(handle.dataset).await.map_err(|error| repeatable(&name, &error))?;
+        self.world
+            .volumes
+            .close(handle.dataset)
+            .await
+            .map_err(|error| repeatable(&name, &error))?;
         self.check_rows(handle).await
     }
 
     async fn handle_of(&self, name: &str) -> Done<Option<VolumeHandle>> {
-        let listed = self.controller.volumes().await.map_err(|error| repeatable(&name, &error))?;
+        let listed =
+            self.world.controller.volumes().await.map_err(|error| repeatable(&name, &error))?;
         Ok(listed
             .into_iter()
             .find(|volume| volume.dataset.name.to_string() == name)
@@ -417,10 +333,10 @@ impl Process {
 
     async fn policy(&self, policy: Policy) -> Done<()> {
         let handle = self.handle_of(VOLUME).await?.expect("it is there");
-        let read = self.catalog.dataset_by_id(handle.dataset).await;
+        let read = self.world.catalog.dataset_by_id(handle.dataset).await;
         let read = read.map_err(|error| repeatable(&"policy", &error))?;
         let dataset = read.expect("it is there").record;
-        let pool = self.controller.pools().get(None).expect("the only pool");
+        let pool = self.world.pool();
         let now = Timestamp::from_parts(1_800_000_000, 0);
         let done = match policy {
             Policy::Set => {
@@ -431,9 +347,10 @@ impl Process {
                     skip_empty: false,
                     keep: KeepRules { last: Some(Keep::Count(3)), ..KeepRules::default() },
                 };
-                self.controller.set_policy(pool, &dataset, policy, now).await.map(drop)
+                self.world.controller.set_policy(pool, &dataset, policy, now).await.map(drop)
             }
-            Policy::Deleted => match self.controller.delete_policy(pool, &dataset, now).await {
+            Policy::Deleted => match self.world.controller.delete_policy(pool, &dataset, now).await
+            {
                 // By the call that failed after it.
                 Err(error) if error.class() == Class::NotFound => Ok(()),
                 deleted => deleted,
@@ -443,14 +360,19 @@ impl Process {
     }
 
     async fn snapshot(&self, name: &str) -> Done<Option<SnapshotHandle>> {
-        let listed =
-            self.controller.snapshots(None).await.map_err(|error| repeatable(&name, &error))?;
+        let listed = self
+            .world
+            .controller
+            .snapshots(None)
+            .await
+            .map_err(|error| repeatable(&name, &error))?;
         Ok(listed.into_iter().find(|s| s.snapshot.name.to_string() == name).map(|s| s.handle))
     }
 
     async fn collect(&self) -> Done<()> {
-        let pool = self.controller.pools().get(None).expect("the only pool");
-        self.controller
+        let pool = self.world.pool();
+        self.world
+            .controller
             .collector(pool)
             .collect()
             .await
@@ -460,8 +382,8 @@ impl Process {
 
     async fn close(&mut self) -> Done<()> {
         if let Some(volume) = self.volume.take() {
-            let closed = self.volumes.close(volume.dataset.id()).await;
-            if closed.is_err() && self.volumes.get(volume.dataset.id()).is_some() {
+            let closed = self.world.volumes.close(volume.dataset.id()).await;
+            if closed.is_err() && self.world.volumes.get(volume.dataset.id()).is_some() {
                 self.volume = Some(volume);
             }
             closed.map_err(|error| repeatable(&"closing", &error))?;
@@ -487,7 +409,8 @@ impl Process {
                 referred,
                 "packs that are stored, and packs that rows refer to, after a collection"
             );
-            self.controller
+            self.world
+                .controller
                 .delete_volume(handle)
                 .await
                 .map_err(|error| repeatable(&"deleting", &error))?;
@@ -507,7 +430,7 @@ impl Process {
         let mut left = Vec::new();
         for prefix in ["packs/", "vol/"] {
             left.extend(
-                self.catalog
+                self.world
                     .bucket()
                     .list(prefix)
                     .await
@@ -520,7 +443,7 @@ impl Process {
     }
 
     async fn packs(&self) -> BTreeSet<PackId> {
-        let listed = self.catalog.bucket().list("packs/").await.expect("a listing");
+        let listed = self.world.bucket().list("packs/").await.expect("a listing");
         listed
             .iter()
             .filter_map(|object| object.key.strip_prefix("packs/")?.split_once('/')?.1.parse().ok())
@@ -529,6 +452,7 @@ impl Process {
 
     async fn place(&self, handle: VolumeHandle) -> Done<Option<DbPlace>> {
         let found = self
+            .world
             .catalog
             .dataset_by_id(handle.dataset)
             .await
@@ -539,7 +463,7 @@ impl Process {
             return Ok(None);
         };
         let place =
-            place(&self.catalog, dataset.family, dataset.incarnation, &DbCache::new(4 << 20));
+            place(&self.world.catalog, dataset.family, dataset.incarnation, &DbCache::new(4 << 20));
         let exists = db::exists(&place).await.map_err(|error| repeatable(&"looking", &error))?;
         Ok(exists.then_some(place))
     }
@@ -580,152 +504,4 @@ impl Process {
         };
         Ok(rows.iter().filter_map(refers).collect())
     }
-}
-
-fn entry(text: &str) -> EntryName {
-    EntryName::try_from(text.as_bytes()).unwrap()
-}
-
-/// The directory and the name in it.
-async fn parent(volume: &Volume, path: &str) -> Result<(FileRef, EntryName), FsError> {
-    match path.split_once('/') {
-        None => Ok((volume.fs.root(), entry(path))),
-        Some((dir, name)) => {
-            let dir =
-                volume.fs.lookup(&Caller::root(), volume.fs.root(), dir.as_bytes()).await?.0.file;
-            Ok((dir, entry(name)))
-        }
-    }
-}
-
-async fn file(volume: &Volume, path: &str) -> Result<FileRef, FsError> {
-    let (dir, name) = parent(volume, path).await?;
-    Ok(volume.fs.lookup(&Caller::root(), dir, name.as_bytes()).await?.0.file)
-}
-
-const PLAIN: SetAttr = SetAttr {
-    mode: Some(0o644),
-    uid: None,
-    gid: None,
-    size: None,
-    atime: SetTime::Keep,
-    mtime: SetTime::Keep,
-};
-
-/// A call on files, as a client sends it: with the same transaction id when it is repeated.
-async fn call(volume: &Volume, at: usize, op: &Op) -> Done<()> {
-    let call = CallId { client: 7, xid: at as u32, checksum: at as u64 };
-    let caller = Caller { call: Some(call), ..Caller::root() };
-    let fs = &volume.fs;
-    let done = async {
-        match op {
-            Op::Create(path) => {
-                let (dir, name) = parent(volume, path).await?;
-                fs.create(&caller, dir, &name, CreateHow::Guarded(PLAIN)).await.map(drop)
-            }
-            Op::Mkdir(path) => {
-                let (dir, name) = parent(volume, path).await?;
-                fs.mkdir(&caller, dir, &name, SetAttr { mode: Some(0o755), ..PLAIN })
-                    .await
-                    .map(drop)
-            }
-            Op::Symlink(path, target) => {
-                let (dir, name) = parent(volume, path).await?;
-                let what = Special::Symlink(Bytes::from_static(target.as_bytes()));
-                fs.make(&caller, dir, &name, what, SetAttr::default()).await.map(drop)
-            }
-            Op::Write { path, at, len, seed } | Op::Loose { path, at, len, seed } => {
-                let file = file(volume, path).await?;
-                fs.write(&caller, file, *at as u64, bytes(*seed, *len).into(), Stability::Unstable)
-                    .await?;
-                match op {
-                    Op::Write { .. } => fs.commit(&caller, file, 0, 0).await.map(drop),
-                    _ => Ok(()),
-                }
-            }
-            Op::Small { folder, files, len } => {
-                for n in 0..*files {
-                    let (dir, name) =
-                        parent(volume, &format!("{folder}/{}", small_name(n))).await?;
-                    let made = fs
-                        .create(&Caller::root(), dir, &name, CreateHow::Unchecked(PLAIN))
-                        .await?
-                        .attr
-                        .file;
-                    fs.write(&caller, made, 0, bytes(n as u64, *len).into(), Stability::FileSync)
-                        .await?;
-                }
-                Ok(())
-            }
-            Op::Truncate(path, size) => {
-                let set = SetAttr { size: Some(*size as u64), ..SetAttr::default() };
-                fs.setattr(&caller, file(volume, path).await?, set, None).await.map(drop)
-            }
-            Op::Mode(path, mode) => {
-                let set = SetAttr { mode: Some(*mode), ..SetAttr::default() };
-                fs.setattr(&caller, file(volume, path).await?, set, None).await.map(drop)
-            }
-            Op::Rename(from, to) => {
-                let ((from, a), (to, b)) = (parent(volume, from).await?, parent(volume, to).await?);
-                fs.rename(&caller, (from, &a), (to, &b)).await.map(drop)
-            }
-            Op::Link(from, to) => {
-                let (dir, name) = parent(volume, to).await?;
-                fs.link(&caller, file(volume, from).await?, dir, &name).await.map(drop)
-            }
-            Op::Remove(path) => {
-                let (dir, name) = parent(volume, path).await?;
-                fs.remove(&caller, dir, &name).await.map(drop)
-            }
-            Op::Rmdir(path) => {
-                let (dir, name) = parent(volume, path).await?;
-                fs.rmdir(&caller, dir, &name).await.map(drop)
-            }
-            other => unreachable!("{other:?} is no call on files"),
-        }
-    };
-    done.await.map_err(|error| repeatable(&op, &error))
-}
-
-/// Everything that is there.
-async fn walk(volume: &Volume) -> Result<Tree, FsError> {
-    let mut tree = Tree::new();
-    let mut todo = vec![(volume.fs.root(), String::new())];
-    while let Some((dir, path)) = todo.pop() {
-        let limit = ListLimit { entries: 1000, bytes: 1 << 20, entry_bytes: 32, with_attr: true };
-        let listing = volume.fs.readdir(&Caller::root(), dir, DirCookie(0), limit).await?;
-        assert!(listing.eof, "the directories are small");
-        for found in listing.entries.iter().filter(|e| !matches!(&e.name[..], b"." | b"..")) {
-            let path = format!("{path}{}", String::from_utf8_lossy(&found.name));
-            let attr = found.attr.expect("every name has an object");
-            let object = match attr.kind {
-                FileKind::Directory => {
-                    todo.push((attr.file, format!("{path}/")));
-                    Object::Dir { mode: attr.mode }
-                }
-                FileKind::Symlink => {
-                    let target = volume.fs.readlink(&Caller::root(), attr.file).await?.0;
-                    Object::Link(String::from_utf8_lossy(&target).into_owned())
-                }
-                _ => Object::File {
-                    mode: attr.mode,
-                    data: content(volume, attr).await?,
-                    loose: None,
-                },
-            };
-            tree.insert(path, object);
-        }
-    }
-    Ok(tree)
-}
-
-async fn content(volume: &Volume, attr: Attr) -> Result<Vec<u8>, FsError> {
-    let mut data = Vec::new();
-    while (data.len() as u64) < attr.size {
-        let read = volume.fs.read(&Caller::root(), attr.file, data.len() as u64, 1 << 20).await?;
-        let before = data.len();
-        read.data.iter().for_each(|part| data.extend_from_slice(part));
-        assert!(data.len() > before, "a read within the file brings nothing");
-    }
-    Ok(data)
 }

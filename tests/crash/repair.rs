@@ -3,7 +3,8 @@
 //! that a name leads to.
 
 use crate::script::bytes;
-use crate::volume::Dataset;
+use crate::support::files;
+use crate::support::volume::Dataset;
 use futures::future::BoxFuture;
 use std::collections::BTreeMap;
 use zerofs_csi::bucket::Bucket;
@@ -13,36 +14,20 @@ use zerofs_csi::fs::db::{Database, Reader};
 use zerofs_csi::fs::key::{self, Key};
 use zerofs_csi::fs::row::{DirEntryRow, Inode, Orphan, Row, TruncationMask};
 use zerofs_csi::fs::{Batch, Committer, Fs, FsError};
-use zerofs_csi::types::{EntryName, InodeNo};
-
-const PLAIN: CreateHow = CreateHow::Guarded(SetAttr {
-    mode: None,
-    uid: None,
-    gid: None,
-    size: None,
-    atime: SetTime::Keep,
-    mtime: SetTime::Keep,
-});
-
-fn name(text: &str) -> EntryName {
-    EntryName::try_from(text.as_bytes()).unwrap()
-}
+use zerofs_csi::types::InodeNo;
 
 /// A tree with data in rows and in packs; answers its inodes.
 async fn make(dataset: &Dataset) -> BTreeMap<&'static str, InodeNo> {
     let fs = dataset.open().await;
-    let (caller, root) = (Caller::root(), fs.root());
-    let dir = fs.mkdir(&caller, root, &name("dir"), SetAttr::default()).await.unwrap().attr.file;
-    let sub = fs.mkdir(&caller, dir, &name("sub"), SetAttr::default()).await.unwrap().attr.file;
+    let root = fs.root();
+    let dir = files::mkdir(&fs, root, "dir").await;
+    let sub = files::mkdir(&fs, dir, "sub").await;
     let mut made = BTreeMap::from([("root", root.ino), ("dir", dir.ino), ("sub", sub.ino)]);
     for (text, at, len) in [("small", root, 900), ("large", dir, 200_000), ("linked", sub, 5000)] {
-        let file = fs.create(&caller, at, &name(text), PLAIN).await.unwrap().attr.file;
-        fs.write(&caller, file, 0, bytes(len as u64, len).into(), Stability::FileSync)
-            .await
-            .unwrap();
+        let file = files::write(&fs, at, text, &bytes(len as u64, len)).await;
         made.insert(text, file.ino);
         if text == "linked" {
-            fs.link(&caller, file, root, &name("again")).await.unwrap();
+            fs.link(&files::root(), file, root, &files::name("again")).await.unwrap();
         }
     }
     fs.close().await.unwrap();
@@ -51,24 +36,9 @@ async fn make(dataset: &Dataset) -> BTreeMap<&'static str, InodeNo> {
 
 /// The inode and the data behind each name.
 async fn look(fs: &Fs) -> BTreeMap<String, (InodeNo, Vec<u8>)> {
-    let mut found = BTreeMap::new();
-    let mut todo = vec![(String::new(), fs.root())];
-    while let Some((path, dir)) = todo.pop() {
-        let limit = ListLimit { entries: 100, bytes: 1 << 16, entry_bytes: 32, with_attr: true };
-        for entry in fs.readdir(&Caller::root(), dir, DirCookie(0), limit).await.unwrap().entries {
-            let path = format!("{path}/{}", String::from_utf8_lossy(&entry.name));
-            let attr = entry.attr.unwrap();
-            match attr.kind {
-                _ if matches!(&entry.name[..], b"." | b"..") => {}
-                FileKind::Directory => todo.push((path, attr.file)),
-                _ => {
-                    let read = fs.read(&Caller::root(), attr.file, 0, 1 << 20).await.unwrap();
-                    found.insert(path, (attr.file.ino, read.data.concat()));
-                }
-            }
-        }
-    }
-    found
+    let found = files::tree(fs, fs.root()).await.unwrap().into_iter();
+    let found = found.filter(|(_, object)| object.attr.kind != FileKind::Directory);
+    found.map(|(path, object)| (path, (object.attr.file.ino, object.content))).collect()
 }
 
 async fn committer(dataset: &Dataset) -> Result<Committer, FsError> {

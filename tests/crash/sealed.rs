@@ -2,7 +2,8 @@
 //! an error that says so, or harmless; never other bytes than were written, never a panic, and what
 //! is in the bucket stays as it is.
 
-use crate::process::{Expected, Home, Process, run};
+use crate::home::Home;
+use crate::process::{Expected, Process, run};
 use crate::script::{Script, Tree, agrees, difference};
 use futures::TryStreamExt;
 use object_store::memory::InMemory;

@@ -10,7 +10,8 @@
 //! that holds everything durable), the rows hold together, the same call sent again does, the
 //! script goes on to its end, and in the end no pack is left that nothing refers to.
 
-use crate::process::{Died, Expected, Home, Process, Progress, run};
+use crate::home::Home;
+use crate::process::{Died, Expected, Process, Progress, run};
 use crate::script::{SCRIPTS, Script};
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -203,7 +204,7 @@ fn cases(death: Death) -> Vec<Case> {
         }
         // The steps of catalog and controller are of one process; theirs are failures.
         let of_a_volume = ["fs.", "chunk.", "volume."].iter().any(|area| step.starts_with(area));
-        if death != Death::Failed && !of_a_volume && crate::size() == 1 {
+        if death != Death::Failed && !of_a_volume && crate::support::run::size() == 1 {
             continue;
         }
         let met = passed
@@ -213,9 +214,9 @@ fn cases(death: Death) -> Vec<Case> {
             missed.push(step);
             continue;
         };
-        let mut afters: Vec<u64> = (0..crate::size())
+        let mut afters: Vec<u64> = (0..crate::support::run::size())
             .map(|n| first_of(death) + n)
-            .map(|n| times.saturating_sub(1) * n / (crate::size() + 2))
+            .map(|n| times.saturating_sub(1) * n / (crate::support::run::size() + 2))
             .collect();
         afters.dedup();
         cases.extend(afters.into_iter().map(|after| Case {

@@ -1,6 +1,6 @@
 //! Requests that must be refused, with which code and message.
 
-use crate::driver::*;
+use crate::support::driver::*;
 use std::collections::HashMap;
 use std::path::Path;
 use tonic::Code;

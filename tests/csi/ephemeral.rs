@@ -1,6 +1,6 @@
 //! Inline ephemeral volumes, as kubelet asks for them: one call to publish, one to unpublish.
 
-use crate::driver::*;
+use crate::support::driver::*;
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;

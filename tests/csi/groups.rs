@@ -1,6 +1,6 @@
 //! Snapshots of several volumes at one point in time.
 
-use crate::driver::*;
+use crate::support::driver::*;
 use tonic::Code;
 use zerofs_csi::csi::proto::v1::*;
 

@@ -1,7 +1,7 @@
 //! A node plugin beside another one on the same node, as in an upgrade with surge: what kubelet
 //! sees.
 
-use crate::driver::*;
+use crate::support::driver::*;
 use std::net::SocketAddr;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};

@@ -3,7 +3,6 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod bad_input;
-mod driver;
 mod ephemeral;
 mod groups;
 mod handover;
@@ -13,14 +12,10 @@ mod node;
 mod registration;
 mod restart;
 mod roles;
-#[path = "../support/setup.rs"]
-#[allow(dead_code, reason = "shared with other tests")]
-mod setup;
 mod sizes;
 mod snapshots;
 mod stale;
+#[path = "../support/mod.rs"]
+mod support;
 mod volumes;
 mod waiting;
-#[path = "../nfs/wire.rs"]
-#[allow(dead_code, reason = "shared with other tests")]
-mod wire;

@@ -1,7 +1,7 @@
 //! A PersistentVolume's mount options on every mount of it, and the places where kubelet's folder
 //! may be.
 
-use crate::driver::*;
+use crate::support::driver::*;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::sync::{Arc, Mutex};

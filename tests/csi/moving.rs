@@ -1,19 +1,15 @@
 //! A volume moves between two machines: one dies, one is told to give it up, one restarts (R24 to
 //! R27).
 
-use crate::driver::*;
-use crate::setup;
+use crate::support::driver::*;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 use tonic::Code;
-use zerofs_csi::bucket::{Bucket, Credentials, Folder, Limits};
-use zerofs_csi::catalog::{Catalog, RevocationReason};
 use zerofs_csi::csi::proto::v1::NodeGetVolumeStatsRequest;
 use zerofs_csi::mount::{FakeMounter, Mounter};
-use zerofs_csi::volume::Volumes;
 
 /// The shortest lease there may be.
 const SETTINGS: &str = "lease: 5s\nmailboxInterval: 50ms\n";
@@ -154,18 +150,4 @@ async fn a_machine_that_is_told_to_gives_its_volume_up_and_serves_it_no_more() {
     assert_eq!(first.mounter.list().await.unwrap(), []);
     second.unstage(&id, &elsewhere).await.unwrap();
     second.delete(&id).await;
-}
-
-/// Like a controller that sees the node tainted out-of-service.
-pub async fn revoke(dir: &TempDir, id: &str) {
-    let url = format!("file://{}", dir.path().join("pool").display()).parse().unwrap();
-    let bucket =
-        Bucket::open(&url, &Credentials::default(), Folder::MustExist, Limits::default()).unwrap();
-    let catalog = Catalog::open(bucket, None).await.unwrap();
-    let volumes = Volumes::new(setup::settings("controller-1"));
-    let from = setup::controller(&catalog, &volumes)
-        .revoke_volume(id.parse().unwrap(), RevocationReason::OutOfService)
-        .await
-        .unwrap();
-    assert!(from.is_some(), "somebody has it");
 }

@@ -1,6 +1,6 @@
 //! Stage, publish and back, as kubelet does it, and as it must not.
 
-use crate::driver::*;
+use crate::support::driver::*;
 use std::sync::Arc;
 use tonic::Code;
 use zerofs_csi::csi::proto::v1::volume_capability::access_mode::Mode;

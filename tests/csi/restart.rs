@@ -1,6 +1,6 @@
 //! The state that a restart of the driver finds, and its recovery (R24).
 
-use crate::driver::*;
+use crate::support::driver::*;
 use std::time::Duration;
 use tonic::Code;
 use zerofs_csi::csi::proto::v1::*;

@@ -1,6 +1,6 @@
 //! Controller and node plugin as processes of their own, as a cluster has them.
 
-use crate::driver::*;
+use crate::support::driver::*;
 use std::path::{Path, PathBuf};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;

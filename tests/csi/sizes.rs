@@ -1,8 +1,8 @@
 //! Bounds that a volume cannot keep: of a range that it has outgrown already, and of a source that
 //! holds more.
 
-use crate::driver::*;
-use crate::stale::{Mounted, mounter};
+use crate::support::driver::*;
+
 use std::collections::HashMap;
 use tonic::Code;
 use zerofs_csi::csi::proto::v1::volume_content_source::{SnapshotSource, Type, VolumeSource};

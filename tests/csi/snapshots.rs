@@ -1,6 +1,6 @@
 //! Snapshots, and volumes made from them and from volumes.
 
-use crate::driver::*;
+use crate::support::driver::*;
 use tonic::Code;
 use zerofs_csi::csi::proto::v1::volume_capability::access_mode::Mode;
 use zerofs_csi::csi::proto::v1::volume_content_source::{SnapshotSource, Type, VolumeSource};

@@ -2,52 +2,18 @@
 //! (R25): every call is answered, reads too, and each answer is that its handle is stale, until the
 //! volume is unstaged there. The second machine answers under the same handles.
 
-use crate::moving::{endpoint, machine, revoke, unstage_at_last};
-use crate::wire::{Wire, all_args, nfs, status};
+use crate::moving::{endpoint, machine, unstage_at_last};
+use crate::support::driver::{Mounted, mounter, revoke};
+use crate::support::wire::{Wire, all_args, nfs, status};
 use bytes::Bytes;
-use parking_lot::Mutex;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use zerofs_csi::fs::api::{CreateHow, SetAttr, Stability};
-use zerofs_csi::mount::{FakeMounter, MountError, NfsMount};
 use zerofs_csi::nfs::client::{Client, Credentials, FileHandle};
 
 const OK: u32 = 0;
 const STALE: u32 = 70;
-
-/// The state that the kernel's client keeps of a mount.
-#[derive(Clone)]
-pub struct Mounted {
-    pub what: NfsMount,
-    pub root: FileHandle,
-}
-
-async fn mount(what: NfsMount) -> anyhow::Result<Mounted> {
-    let client = Client::connect(what.endpoint, &Credentials::root()).await?;
-    let root = client.mount(&what.export).await?;
-    Ok(Mounted { what, root })
-}
-
-/// A mounter that speaks MOUNT as the kernel does; what came of it last.
-pub fn mounter() -> (FakeMounter, Arc<Mutex<Option<Mounted>>>) {
-    let last: Arc<Mutex<Option<Mounted>>> = Arc::default();
-    let keep = last.clone();
-    let mounter = FakeMounter::with(move |what, target| {
-        let keep = keep.clone();
-        Box::pin(async move {
-            let mounted = mount(what).await;
-            let failed = |error: anyhow::Error| MountError::Kernel {
-                path: target,
-                doing: "mounting",
-                why: error.to_string(),
-            };
-            *keep.lock() = Some(mounted.map_err(failed)?);
-            Ok(())
-        })
-    });
-    (mounter, last)
-}
 
 /// The status of every call but NULL.
 async fn statuses(wire: &mut Wire, dir: &FileHandle, file: &FileHandle) -> Vec<(u32, u32)> {
@@ -63,8 +29,8 @@ async fn statuses(wire: &mut Wire, dir: &FileHandle, file: &FileHandle) -> Vec<(
 
 async fn getattr(at: SocketAddr, file: &FileHandle) -> u32 {
     let mut wire = Wire::connect(at).await;
-    let args = crate::wire::pack(&nfs3_types::nfs3::GETATTR3args {
-        object: crate::wire::fh(file.as_bytes()),
+    let args = crate::support::wire::pack(&nfs3_types::nfs3::GETATTR3args {
+        object: crate::support::wire::fh(file.as_bytes()),
     });
     status(&wire.ask(&nfs(1, 1, &args)).await.expect("an answer"))
 }

@@ -1,10 +1,8 @@
 //! The life of volumes, and what each call says when it is repeated.
 
-use crate::driver::*;
+use crate::support::driver::*;
 use std::collections::{BTreeSet, HashMap};
 use tonic::Code;
-use zerofs_csi::bucket::{Bucket, Credentials, Folder, Limits};
-use zerofs_csi::catalog::Catalog;
 use zerofs_csi::chunk::Codec;
 use zerofs_csi::csi::proto::v1::volume_capability::access_mode::Mode;
 use zerofs_csi::csi::proto::v1::*;
@@ -120,10 +118,7 @@ async fn a_class_of_attributes_is_given_and_changed() {
         modify(&id, again.clone()).await.unwrap();
     }
     assert_eq!(create().await.unwrap().into_inner().volume.unwrap(), volume, "a late retry");
-    let url = format!("file://{}", driver.path("pool").display()).parse().unwrap();
-    let bucket =
-        Bucket::open(&url, &Credentials::default(), Folder::MustExist, Limits::default()).unwrap();
-    let catalog = Catalog::open(bucket, None).await.unwrap();
+    let catalog = catalog(&driver.dir).await;
     let record = catalog.dataset(&"changes".parse().unwrap()).await.unwrap().unwrap().record;
     let properties = record.properties;
     assert_eq!((properties.sync, properties.codec), (Some(SyncMode::Disabled), Codec::None));

@@ -1,6 +1,6 @@
 //! A store that does not answer when a process starts.
 
-use super::driver::{capability, connect, new_volume, refused, stage};
+use crate::support::driver::{capability, connect, new_volume, refused, stage};
 use std::path::Path;
 use std::time::Duration;
 use tokio::sync::oneshot;

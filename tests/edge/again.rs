@@ -3,13 +3,13 @@
 //! Each gets its first answer, and what others did meanwhile stays.
 
 use crate::served::{Death, Home, Served};
-use crate::wire::{Wire, accepted, fh, nfs, pack, place};
+use crate::support::files::top;
+use crate::support::wire::{Wire, accepted, fh, nfs, pack, place};
 use nfs3_types::nfs3::*;
 use nfs3_types::xdr_codec::Opaque;
 use zerofs_csi::fs::SyncMode;
-use zerofs_csi::fs::api::{Attr, CallId, Caller, CreateHow, FileSystem, SetAttr, Stability};
+use zerofs_csi::fs::api::{Attr, CallId, Caller, FileSystem, SetAttr, Stability};
 use zerofs_csi::nfs::client::{Credentials, FileHandle};
-use zerofs_csi::types::EntryName;
 
 /// The server that the retransmission reaches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,23 +44,15 @@ pub fn with_mode(mode: u32) -> sattr3 {
     sattr3 { mode: Nfs3Option::Some(mode), ..no_change() }
 }
 
-pub fn entry(name: &str) -> EntryName {
-    EntryName::try_from(name.as_bytes()).unwrap()
-}
-
 pub async fn found(served: &Served, name: &str) -> Option<Attr> {
-    let fs = &served.fs;
-    fs.lookup(&Caller::root(), fs.root(), name.as_bytes()).await.ok().map(|(attr, _)| attr)
+    top::child(&*served.fs, name).await.ok()
 }
 
 pub async fn make(served: &Served, name: &str) {
-    let (fs, caller) = (&served.fs, Caller::root());
     if name.starts_with("dir") {
-        fs.mkdir(&caller, fs.root(), &entry(name), SetAttr::default()).await.unwrap();
+        top::mkdir(&*served.fs, name).await;
     } else {
-        fs.create(&caller, fs.root(), &entry(name), CreateHow::Guarded(SetAttr::default()))
-            .await
-            .unwrap();
+        top::create(&*served.fs, name).await;
     }
 }
 

@@ -7,6 +7,7 @@
 //! multiplies it. With `FSX_VERIFY` everything is compared after each operation.
 
 use crate::served::{Death, Home, Served};
+use crate::support::run::{setting, size};
 use bytes::Bytes;
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
@@ -277,16 +278,12 @@ impl Exerciser {
     }
 }
 
-fn setting(name: &str) -> Option<u64> {
-    std::env::var(name).ok().and_then(|text| text.parse().ok())
-}
-
 async fn exercise(record_bytes: u32) {
     let seed = setting("FSX_SEED").unwrap_or_else(|| rand::random::<u64>() >> 16);
     println!("FSX_SEED={seed}, records of {record_bytes} bytes");
     let mut exerciser = Exerciser::new(seed, record_bytes).await;
     let always = setting("FSX_VERIFY").is_some();
-    for _ in 0..setting("FSX_OPS").unwrap_or(OPS * crate::size()) {
+    for _ in 0..setting("FSX_OPS").unwrap_or(OPS * size()) {
         exerciser.step().await;
         if always {
             exerciser.verify().await;

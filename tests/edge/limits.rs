@@ -92,7 +92,7 @@ async fn sixteen_groups_count() {
     inside("sixteenth").await.unwrap();
     assert_eq!(inside("seventeenth").await.unwrap_err().status(), Some(NfsStat::Access));
     // More than that in one call.
-    let mut wire = crate::wire::Wire::connect(served.server.local_addr()).await;
+    let mut wire = crate::support::wire::Wire::connect(served.server.local_addr()).await;
     let mut body = vec![0; 4 + 4];
     for number in [1000u32, 1000, 20].into_iter().chain(0..20) {
         body.extend_from_slice(&number.to_be_bytes());

@@ -14,14 +14,6 @@ mod posix;
 mod refused;
 mod served;
 mod small_files;
+#[path = "../support/mod.rs"]
+mod support;
 mod times;
-#[path = "../support/volume.rs"]
-#[allow(dead_code, reason = "shared with other tests")]
-mod volume;
-#[path = "../nfs/wire.rs"]
-#[allow(dead_code, reason = "shared with other tests")]
-mod wire;
-
-fn size() -> u64 {
-    std::env::var("ZEROFS_TEST_SIZE").ok().and_then(|text| text.parse().ok()).unwrap_or(1)
-}

@@ -2,9 +2,10 @@
 //! object that had them could not be shown by Linux's client, nor could the directory that it is in
 //! be listed.
 
-use crate::again::{entry, no_change, send};
+use crate::again::{no_change, send};
 use crate::served::Home;
-use crate::wire::{fh, nfs, pack, place};
+use crate::support::files;
+use crate::support::wire::{fh, nfs, pack, place};
 use nfs3_types::nfs3::*;
 use nfs3_types::xdr_codec::Opaque;
 use zerofs_csi::fs::FsError;
@@ -76,7 +77,7 @@ async fn nothing_is_given_to_the_owner_that_is_none() {
     let set = SetAttr { uid: Some(u32::MAX), ..SetAttr::default() };
     let made = served
         .fs
-        .create(&Caller::root(), served.fs.root(), &entry("f"), CreateHow::Guarded(set))
+        .create(&Caller::root(), served.fs.root(), &files::name("f"), CreateHow::Guarded(set))
         .await;
     assert!(matches!(made, Err(FsError::Invalid(_))));
     served.fs.close().await.unwrap();

@@ -2,9 +2,10 @@
 //! is gone (R20): each gets its first answer, and nothing is done. The process remembers them while
 //! it lives.
 
-use crate::again::{entry, found, make, no_change, send, with_mode};
+use crate::again::{found, make, no_change, send, with_mode};
 use crate::served::{Home, Served};
-use crate::wire::{fh, nfs, pack, place};
+use crate::support::files;
+use crate::support::wire::{fh, nfs, pack, place};
 use nfs3_types::nfs3::*;
 use nfs3_types::xdr_codec::Opaque;
 use zerofs_csi::fs::SyncMode;
@@ -38,14 +39,14 @@ impl Then {
         match self {
             Self::Makes(name) => make(served, name).await,
             Self::Removes(name) if name.starts_with("dir") => {
-                fs.rmdir(&caller, fs.root(), &entry(name)).await.unwrap();
+                fs.rmdir(&caller, fs.root(), &files::name(name)).await.unwrap();
             }
             Self::Removes(name) => {
-                fs.remove(&caller, fs.root(), &entry(name)).await.unwrap();
+                fs.remove(&caller, fs.root(), &files::name(name)).await.unwrap();
             }
             Self::Empties(name) => {
                 let dir = found(served, name).await.unwrap().file;
-                fs.remove(&caller, dir, &entry("inside")).await.unwrap();
+                fs.remove(&caller, dir, &files::name("inside")).await.unwrap();
             }
             Self::Nothing => {}
         }
@@ -73,11 +74,11 @@ async fn calls(served: &Served, root: &FileHandle) -> Vec<Call> {
         make(served, name).await;
     }
     let inside = found(served, "dir full").await.unwrap().file;
-    fs.create(&caller, inside, &entry("inside"), CreateHow::Guarded(SetAttr::default()))
+    fs.create(&caller, inside, &files::name("inside"), CreateHow::Guarded(SetAttr::default()))
         .await
         .unwrap();
     let one = found(served, "one").await.unwrap().file;
-    fs.link(&caller, one, fs.root(), &entry("same")).await.unwrap();
+    fs.link(&caller, one, fs.root(), &files::name("same")).await.unwrap();
     let client = served.client(&Credentials::root()).await;
     let file = client.lookup(root, b"file").await.unwrap().handle;
     let at = |name: &'static str| place(root.as_bytes(), name.as_bytes());

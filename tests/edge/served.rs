@@ -1,6 +1,6 @@
 //! A dataset behind a server of ours, opened again and again.
 
-use crate::volume::Dataset;
+use crate::support::volume::Dataset;
 use std::path::PathBuf;
 use std::sync::Arc;
 use tokio::net::TcpListener;

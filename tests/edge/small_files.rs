@@ -2,7 +2,7 @@
 
 use crate::again::with_mode;
 use crate::served::Home;
-use crate::wire::{Wire, accepted, fh, nfs, pack, place};
+use crate::support::wire::{Wire, accepted, fh, nfs, pack, place};
 use nfs3_types::nfs3::*;
 use nfs3_types::xdr_codec::Opaque;
 use std::time::Duration;
@@ -52,7 +52,9 @@ async fn a_small_file_is_one_put() {
             data,
         };
         assert_eq!(
-            crate::wire::status(&wire.ask(&nfs(1000 + n as u32, 7, &pack(&write))).await.unwrap()),
+            crate::support::wire::status(
+                &wire.ask(&nfs(1000 + n as u32, 7, &pack(&write))).await.unwrap()
+            ),
             0
         );
         let made = bucket.requests() - before;

@@ -1,7 +1,8 @@
 //! The change times that stat(2) shows across crashes, clones and clocks that jump (R8).
 
-use crate::again::{entry, found, make};
+use crate::again::{found, make};
 use crate::served::{Death, Home, Served};
+use crate::support::files;
 use zerofs_csi::fs::Fs;
 use zerofs_csi::fs::api::{Attr, Caller, CreateHow, FileSystem, SetAttr, Stability};
 use zerofs_csi::types::Timestamp;
@@ -13,7 +14,12 @@ const YEAR_NANOS: i64 = 365 * 24 * 3600 * 1_000_000_000;
 async fn make_now(fs: &Fs, name: &str, what: &str) -> (Attr, Attr) {
     let before = Timestamp::now();
     let made = fs
-        .create(&Caller::root(), fs.root(), &entry(name), CreateHow::Guarded(SetAttr::default()))
+        .create(
+            &Caller::root(),
+            fs.root(),
+            &files::name(name),
+            CreateHow::Guarded(SetAttr::default()),
+        )
         .await
         .unwrap();
     let written = fs

@@ -26,7 +26,7 @@ async fn answers(at: std::net::SocketAddr) {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_process_that_does_not_fit_is_refused() {
     let room = Room::new();
-    let mut server = room.start(&[]);
+    let server = room.start(&[]);
     let at = server.ready();
     let load = Load::start(at, 2).await;
     let state = room.state();
@@ -62,7 +62,7 @@ async fn a_process_that_does_not_fit_is_refused() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_new_process_dies_at_each_step() {
     let room = Room::new();
-    let mut server = room.start(&[]);
+    let server = room.start(&[]);
     let at = server.ready();
     let load = Load::start(at, 2).await;
     load.more(20).await;
@@ -95,7 +95,7 @@ async fn a_new_process_dies_at_each_step() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_new_process_dies_while_it_is_active() {
     let room = Room::new();
-    let mut server = room.start(&[]);
+    let server = room.start(&[]);
     let at = server.ready();
     let (state, hello) = (room.state(), hello(&room));
     for says in [false, true] {
@@ -129,7 +129,7 @@ async fn the_old_process_dies_at_each_step() {
         let (active, handover) = (lock(&state), Listener::bind(&state));
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let at = listener.local_addr().unwrap();
-        let mut server = room.start(&[]);
+        let server = room.start(&[]);
         let peer = handover.next();
         peer.hears(r#"{"hello""#);
         if step > 0 {

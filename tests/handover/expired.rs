@@ -1,7 +1,9 @@
 //! Credentials that expire, and the roll-out of others.
 
-use super::process::{LIMIT, Room, Server};
-use crate::s3::S3Server;
+use super::process::Room;
+use crate::support::files;
+use crate::support::program::{LIMIT, Server};
+use crate::support::s3::S3Server;
 use bytes::Bytes;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -14,10 +16,7 @@ const BLOCK: usize = 48 << 10;
 const BLOCKS: u64 = 8;
 
 fn data(round: u64) -> Bytes {
-    (0..BLOCK as u64)
-        .map(|i| ((i ^ round).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56) as u8)
-        .collect::<Vec<u8>>()
-        .into()
+    files::data(round, BLOCK).into()
 }
 
 /// Writes and commits, round after round. As a kernel does: a connection that breaks is made again,

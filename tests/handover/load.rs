@@ -1,5 +1,6 @@
 //! Clients at work that accept no error, and know what must be there.
 
+use crate::support::files;
 use bytes::Bytes;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -65,7 +66,7 @@ impl Load {
         let until = self.seen.calls.load(Ordering::Relaxed) + calls;
         let since = Instant::now();
         while self.seen.calls.load(Ordering::Relaxed) < until {
-            assert!(since.elapsed() < super::process::LIMIT, "the clients are stuck");
+            assert!(since.elapsed() < crate::support::program::LIMIT, "the clients are stuck");
             assert!(!self.workers.iter().any(JoinHandle::is_finished), "a client has failed");
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
@@ -91,11 +92,7 @@ struct Worker {
 }
 
 fn data(block: u64, round: u64) -> Bytes {
-    let seed = (block << 32) ^ round;
-    (0..BLOCK as u64)
-        .map(|i| ((i ^ seed).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56) as u8)
-        .collect::<Vec<u8>>()
-        .into()
+    files::data((block << 32) ^ round, BLOCK).into()
 }
 
 fn new_file() -> CreateHow {

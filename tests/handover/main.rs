@@ -9,8 +9,7 @@ mod expired;
 mod load;
 mod peer;
 mod process;
-#[path = "../support/s3/mod.rs"]
-#[allow(dead_code, reason = "shared with other tests")]
-mod s3;
 mod stopped;
+#[path = "../support/mod.rs"]
+mod support;
 mod upgrade;

@@ -52,7 +52,7 @@ impl Peer {
         rustix::net::sockopt::set_socket_timeout(
             &self.0,
             rustix::net::sockopt::Timeout::Recv,
-            Some(super::process::LIMIT),
+            Some(crate::support::program::LIMIT),
         )
         .unwrap();
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(64))];
@@ -117,7 +117,7 @@ pub fn lock(state: &Path) -> File {
         if let Some(lock) = try_lock(state) {
             return lock;
         }
-        assert!(since.elapsed() < super::process::LIMIT, "the state folder stays locked");
+        assert!(since.elapsed() < crate::support::program::LIMIT, "the state folder stays locked");
         std::thread::sleep(Duration::from_millis(1));
     }
 }

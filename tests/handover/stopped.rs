@@ -1,7 +1,8 @@
 //! A process that is stopped (SIGSTOP) for longer than its lease, while another node takes its
 //! volume over, and then goes on.
 
-use super::process::{LIMIT, Room};
+use super::process::Room;
+use crate::support::program::LIMIT;
 use bytes::Bytes;
 use std::sync::Arc;
 use std::time::{Duration, Instant};

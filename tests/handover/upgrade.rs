@@ -1,7 +1,8 @@
 //! Hand-overs that succeed, and new processes that break: what clients see.
 
 use super::load::Load;
-use super::process::{LIMIT, Room};
+use super::process::Room;
+use crate::support::program::LIMIT;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
@@ -93,7 +94,7 @@ async fn verifier(client: &Client) -> [u8; 8] {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_broken_new_process_is_no_pause() {
     let room = Room::new();
-    let mut server = room.start(&[]);
+    let server = room.start(&[]);
     let at = server.ready();
     let load = Load::start(at, 2).await;
     let client = Client::connect(at, &Credentials::root()).await.unwrap();
@@ -135,7 +136,7 @@ async fn a_broken_new_process_is_no_pause() {
     let pools = config(&format!(
         "pools: {{ a: {{ url: \"s3://bucket/pool\", credentials: {{ {store} }} }} }}\n"
     ));
-    let mut hangs = room.start_on(&["--config", &pools]);
+    let hangs = room.start_on(&["--config", &pools]);
     let (_call, _) =
         tokio::time::timeout(LIMIT, silent.accept()).await.expect("it asks its store").unwrap();
     load.more(200).await;
@@ -156,7 +157,7 @@ async fn a_broken_new_process_is_no_pause() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_new_process_that_is_killed_while_it_starts_breaks_nothing() {
     let room = Room::new();
-    let mut server = room.start(&[]);
+    let server = room.start(&[]);
     let load = Load::start(server.ready(), 2).await;
     let early = room.start(&[]);
     std::thread::sleep(Duration::from_millis(5));

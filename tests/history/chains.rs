@@ -71,7 +71,8 @@ async fn read_cold(process: &Process, volume: VolumeHandle) -> (Found, u64) {
 
 #[test]
 fn a_chain_of_clones_of_clones_stays_right_shallow_and_as_cheap_to_read() {
-    let seed = crate::setting("HISTORY_SEED").unwrap_or_else(|| rand::random::<u64>() >> 16);
+    let seed =
+        crate::support::run::setting("HISTORY_SEED").unwrap_or_else(|| rand::random::<u64>() >> 16);
     println!("HISTORY_SEED={seed}");
     run(async |process| {
         let (mut model, mut rng) = (Model::default(), StdRng::seed_from_u64(seed));

@@ -10,7 +10,7 @@ use zerofs_csi::types::VolumeHandle;
 
 /// Runs as a process does, with the stack that one has.
 pub fn run(test: impl AsyncFn(&Process) + Sync) {
-    let wrong = crate::concurrently(&[()], |()| {
+    let wrong = crate::support::run::concurrently(&[()], |()| {
         let world = World::new();
         let process = world.process().clone();
         world.run(test(&process));

@@ -1,9 +1,9 @@
 //! Histories aimed at one rule each: what is taken away between the steps of what needs it.
 
-use crate::fault::{Fault, Op, Rule};
 use crate::model::{Model, Origin};
 use crate::ops::{RECORD, Where};
 use crate::slow::{COLLECTIONS, HOUR, collector, end, nothing_is_left, retry, seeds};
+use crate::support::fault::{Fault, Op, Rule};
 use crate::work::{self, again};
 use crate::world::{Process, World};
 use bytes::Bytes;
@@ -22,7 +22,7 @@ pub fn each<T: Sync + std::fmt::Debug>(
     cases: &[T],
     story: impl AsyncFn(&T, &Process, &Process, &mut Model) -> Result<(), String> + Sync,
 ) {
-    let wrong = crate::concurrently(cases, |case| {
+    let wrong = crate::support::run::concurrently(cases, |case| {
         let world = World::polling_mailbox(Duration::from_secs(1));
         let process = world.process().clone();
         let told = world.run(async {

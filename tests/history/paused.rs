@@ -46,7 +46,7 @@ impl PausedCollector {
             rng.random_range(1..=PAUSED_STEPS_MAX),
         );
         world.run(async {
-            let process = world.process().on_its_own("collector", world.bucket()).await;
+            let process = world.process().on_its_own("collector", world.store.quick_bucket()).await;
             let failpoints = process.catalog.bucket().failpoints().clone();
             failpoints.set(at, &format!("{passes}*off->1*pause->off")).unwrap();
             let collect = async move {

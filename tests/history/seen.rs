@@ -4,44 +4,26 @@
 use crate::model::{Found, Model, Origin};
 use crate::ops::{RECORD, Where, bytes};
 use crate::slow::{collector, end, nothing_is_left};
+use crate::support::files::{top, write_at};
 use crate::work;
 use crate::world::{Process, World};
-use bytes::Bytes;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 use zerofs_csi::control::Source;
-use zerofs_csi::fs::api::{Caller, CreateHow, FileRef, FileSystem, SetAttr, Stability};
+use zerofs_csi::fs::api::{Caller, FileSystem};
 use zerofs_csi::types::{SnapshotHandle, VolumeHandle};
-use zerofs_csi::volume::{Volume, VolumeGuard};
+use zerofs_csi::volume::VolumeGuard;
 
 const WRITERS: u64 = 4;
 const CUTS: usize = 6;
 /// Entries that one task makes, so that a listing shows them all.
 const ENTRIES: u64 = 60;
-const GUARDED: CreateHow = CreateHow::Guarded(SetAttr {
-    mode: Some(0o644),
-    uid: None,
-    gid: None,
-    size: None,
-    atime: zerofs_csi::fs::api::SetTime::Keep,
-    mtime: zerofs_csi::fs::api::SetTime::Keep,
-});
-
 /// A task's calls and their answers.
 #[derive(Default)]
 struct Progress {
     asked: AtomicU64,
     answered: AtomicU64,
-}
-
-async fn create(open: &Volume, file: &str) -> FileRef {
-    open.fs
-        .create(&Caller::root(), open.fs.root(), &work::entry(file), GUARDED)
-        .await
-        .unwrap()
-        .attr
-        .file
 }
 
 /// Record `n` of writer `w`'s file.
@@ -52,15 +34,11 @@ fn record(w: u64, n: u64) -> Vec<u8> {
 /// Appends record by record; some writers promise durability now and then, so that flushes are
 /// always under way.
 async fn append(open: VolumeGuard, w: u64, progress: Arc<Progress>, stop: Arc<AtomicBool>) {
-    let file = create(&open, &format!("w{w}")).await;
+    let file = top::create(&*open.fs, &format!("w{w}")).await;
     let mut n = 0;
     while !stop.load(Ordering::Relaxed) {
         progress.asked.store(n + 1, Ordering::Relaxed);
-        let data = Bytes::from(record(w, n));
-        open.fs
-            .write(&Caller::root(), file, n * RECORD as u64, data, Stability::Unstable)
-            .await
-            .unwrap();
+        write_at(&*open.fs, file, n * RECORD as u64, &record(w, n)).await;
         progress.answered.store(n + 1, Ordering::Relaxed);
         n += 1;
         if w.is_multiple_of(2) && n.is_multiple_of(8) {
@@ -77,7 +55,7 @@ async fn name(open: VolumeGuard, progress: Arc<Progress>, stop: Arc<AtomicBool>)
             return;
         }
         progress.asked.store(n + 1, Ordering::Relaxed);
-        create(&open, &format!("e{n:03}")).await;
+        top::create(&*open.fs, &format!("e{n:03}")).await;
         progress.answered.store(n + 1, Ordering::Relaxed);
         tokio::time::sleep(Duration::from_millis(7)).await;
     }
@@ -116,9 +94,10 @@ async fn cut(process: &Process, of: VolumeHandle, n: usize) -> SnapshotHandle {
 /// requests overtake each other.
 #[test]
 fn a_snapshot_during_writes_holds_what_was_answered_and_of_each_writer_a_prefix() {
-    let seed = crate::setting("HISTORY_SEED").unwrap_or_else(|| rand::random::<u64>() >> 16);
+    let seed =
+        crate::support::run::setting("HISTORY_SEED").unwrap_or_else(|| rand::random::<u64>() >> 16);
     println!("HISTORY_SEED={seed}");
-    let wrong = crate::concurrently(&[Where::Here, Where::Elsewhere], |at| {
+    let wrong = crate::support::run::concurrently(&[Where::Here, Where::Elsewhere], |at| {
         let world = World::polling_mailbox(Duration::from_millis(10));
         let process = world.process().clone();
         world.disorder(seed);
@@ -199,43 +178,52 @@ fn a_snapshot_during_writes_holds_what_was_answered_and_of_each_writer_a_prefix(
 /// an entry made just before the snapshot; by each of those who make snapshots.
 #[test]
 fn small_files_and_the_entry_just_before_it_are_in_a_snapshot() {
-    let wrong = crate::concurrently(&[Some(Where::Here), Some(Where::Elsewhere), None], |at| {
-        let world = World::polling_mailbox(Duration::from_millis(10));
-        let process = world.process().clone();
-        world.run(async {
-            let (mut model, collector) = (Model::default(), collector(&world).await);
-            work::create(&process, &mut model, "origin", &Origin::Nothing).await?;
-            let origin = model.datasets[0].handle;
-            let sizes =
-                [1, 100, 4095, 4096, 4097, 16 << 10, (32 << 10) - 1, 32 << 10, (32 << 10) + 1];
-            for round in 0..3_u64 {
-                for (n, size) in sizes.iter().enumerate() {
-                    let mut content = bytes(
-                        &(0..10).map(|k| round * 1000 + n as u64 * 10 + k).collect::<Vec<_>>(),
-                        0,
-                    );
-                    content.truncate(*size);
-                    work::write(&process, &mut model, origin, &format!("s{n}"), 0, &content)
+    let wrong = crate::support::run::concurrently(
+        &[Some(Where::Here), Some(Where::Elsewhere), None],
+        |at| {
+            let world = World::polling_mailbox(Duration::from_millis(10));
+            let process = world.process().clone();
+            world.run(async {
+                let (mut model, collector) = (Model::default(), collector(&world).await);
+                work::create(&process, &mut model, "origin", &Origin::Nothing).await?;
+                let origin = model.datasets[0].handle;
+                let sizes =
+                    [1, 100, 4095, 4096, 4097, 16 << 10, (32 << 10) - 1, 32 << 10, (32 << 10) + 1];
+                for round in 0..3_u64 {
+                    for (n, size) in sizes.iter().enumerate() {
+                        let mut content = bytes(
+                            &(0..10).map(|k| round * 1000 + n as u64 * 10 + k).collect::<Vec<_>>(),
+                            0,
+                        );
+                        content.truncate(*size);
+                        work::write(&process, &mut model, origin, &format!("s{n}"), 0, &content)
+                            .await?;
+                    }
+                    work::write(&process, &mut model, origin, &format!("last{round}"), 0, b"")
                         .await?;
-                }
-                work::write(&process, &mut model, origin, &format!("last{round}"), 0, b"").await?;
-                if at.is_none() {
-                    work::close(&process, &mut model, origin).await?;
-                }
-                let by = if *at == Some(Where::Elsewhere) { &collector } else { &process };
-                work::snapshot(by, &mut model, origin, &format!("cut{round}")).await?;
-                // Not in it.
-                work::write(&process, &mut model, origin, &format!("after{round}"), 0, b"x")
+                    if at.is_none() {
+                        work::close(&process, &mut model, origin).await?;
+                    }
+                    let by = if *at == Some(Where::Elsewhere) { &collector } else { &process };
+                    work::snapshot(by, &mut model, origin, &format!("cut{round}")).await?;
+                    // Not in it.
+                    work::write(&process, &mut model, origin, &format!("after{round}"), 0, b"x")
+                        .await?;
+                    let of = model.snapshots.last().expect("just made").handle;
+                    work::create(
+                        &process,
+                        &mut model,
+                        &format!("clone{round}"),
+                        &Origin::Snapshot(of),
+                    )
                     .await?;
-                let of = model.snapshots.last().expect("just made").handle;
-                work::create(&process, &mut model, &format!("clone{round}"), &Origin::Snapshot(of))
-                    .await?;
-                collector.collect(Where::Here).await.map_err(|error| error.to_string())?;
-            }
-            work::compare(&process, &mut model).await?;
-            Box::pin(end(&process, &collector, &mut model)).await?;
-            nothing_is_left(&collector).await
-        })
-    });
+                    collector.collect(Where::Here).await.map_err(|error| error.to_string())?;
+                }
+                work::compare(&process, &mut model).await?;
+                Box::pin(end(&process, &collector, &mut model)).await?;
+                nothing_is_left(&collector).await
+            })
+        },
+    );
     assert!(wrong.is_empty(), "{wrong:?}");
 }

@@ -2,9 +2,9 @@
 //! hour late, while collectors run: age alone makes nothing deletable (R9), and what comes late
 //! means nothing any more (R1, R2).
 
-use crate::fault::{Fault, Op, Rule};
 use crate::model::{Model, Origin};
 use crate::ops::{Where, bytes};
+use crate::support::fault::{Fault, Op, Rule};
 use crate::work;
 use crate::world::{Process, World};
 use std::collections::BTreeMap;
@@ -87,7 +87,7 @@ async fn go_on(process: &Process, model: &mut Model) -> Result<(), String> {
 
 /// A collector elsewhere, whose steps are its own.
 pub async fn collector(world: &World) -> Process {
-    world.process().on_its_own("collector", world.bucket()).await
+    world.process().on_its_own("collector", world.store.quick_bucket()).await
 }
 
 /// Acknowledged data is there for a process with nothing in memory; then all of it is deleted, and
@@ -205,7 +205,7 @@ fn a_writer_held_for_an_hour_at_any_step_loses_nothing_to_the_collector() {
         .flat_map(|(step, times)| (0..PASSES.min(*times)).map(move |pass| (step, pass)))
         .collect();
     println!("{} cases", cases.len());
-    let wrong = crate::concurrently(&cases, |(step, pass)| match held(step, *pass) {
+    let wrong = crate::support::run::concurrently(&cases, |(step, pass)| match held(step, *pass) {
         Ok(true) => Ok(()),
         Ok(false) if *pass > 0 => Ok(()),
         Ok(false) => Err(format!("{step}: the story does not come there")),
@@ -262,7 +262,7 @@ fn a_request_that_arrives_an_hour_late_means_nothing() {
         go_on(&process, &mut model).await.unwrap();
         world.store.log()
     });
-    let stride = if crate::size() > 1 { 1 } else { STRIDE };
+    let stride = if crate::support::run::size() > 1 { 1 } else { STRIDE };
     let first = rand::random_range(0..stride);
     let mut cases = vec![];
     for op in [Op::Put, Op::PutNew] {
@@ -275,12 +275,14 @@ fn a_request_that_arrives_an_hour_late_means_nothing() {
     }
     println!("{} cases, of each kind from {first} in steps of {stride}", cases.len());
     let came = std::sync::atomic::AtomicUsize::new(0);
-    let wrong = crate::concurrently(&cases, |(op, n, arrival)| match late(*op, *n, *arrival) {
-        Ok(is_late) => {
-            came.fetch_add(usize::from(is_late), std::sync::atomic::Ordering::Relaxed);
-            Ok(())
+    let wrong = crate::support::run::concurrently(&cases, |(op, n, arrival)| {
+        match late(*op, *n, *arrival) {
+            Ok(is_late) => {
+                came.fetch_add(usize::from(is_late), std::sync::atomic::Ordering::Relaxed);
+                Ok(())
+            }
+            Err(what) => Err(format!("{op:?} {n}, arriving at {arrival:?}: {what}")),
         }
-        Err(what) => Err(format!("{op:?} {n}, arriving at {arrival:?}: {what}")),
     });
     assert!(wrong.is_empty(), "{} of {} cases:\n{}", wrong.len(), cases.len(), wrong.join("\n"));
     assert!(came.into_inner() * 2 > cases.len(), "the senders do not give up");

@@ -283,7 +283,7 @@ async fn finish(process: &Process, model: &mut Model) -> Result<(), String> {
 fn a_failure_at_each_step_leaks_at_most_and_the_next_collection_takes_it() {
     let cases: Vec<(&str, Failure)> =
         STEPS.iter().flat_map(|step| [(*step, Failure::Told), (*step, Failure::Death)]).collect();
-    let wrong = crate::concurrently(&cases, |(step, failure)| {
+    let wrong = crate::support::run::concurrently(&cases, |(step, failure)| {
         story(step, *failure).map_err(|what| format!("{step}, {failure:?}: {what}"))
     });
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));

@@ -3,6 +3,7 @@
 use crate::model::{Model, Origin, Pending};
 use crate::ops::{Op, Where, bytes};
 use crate::play::Tally;
+use crate::support::files::{GUARDED, name, top};
 use crate::world::Process;
 use bytes::Bytes;
 use std::cell::RefCell;
@@ -10,8 +11,8 @@ use std::time::Duration;
 use zerofs_csi::catalog::State;
 use zerofs_csi::control::{ControlError, Source};
 use zerofs_csi::fs::FsError;
-use zerofs_csi::fs::api::{Caller, CreateHow, FileRef, FileSystem, SetAttr, Stability};
-use zerofs_csi::types::{Class, Classify, EntryName, SnapshotHandle, Timestamp, VolumeHandle};
+use zerofs_csi::fs::api::{Caller, FileRef, FileSystem, SetAttr, Stability};
+use zerofs_csi::types::{Class, Classify, SnapshotHandle, Timestamp, VolumeHandle};
 
 /// Attempts of a call that fails with a retryable error.
 pub const TRIES: usize = 12;
@@ -337,12 +338,8 @@ fn wrong(doing: &str, of: VolumeHandle, file: &str) -> impl Fn(FsError) -> Strin
     move |error| format!("{doing} {file} of {of}: {error}")
 }
 
-pub fn entry(name: &str) -> EntryName {
-    EntryName::try_from(name.as_bytes()).unwrap()
-}
-
 pub async fn find<F: FileSystem>(fs: &F, file: &str) -> Result<FileRef, FsError> {
-    Ok(fs.lookup(&Caller::root(), fs.root(), file.as_bytes()).await?.0.file)
+    Ok(top::child(fs, file).await?.file)
 }
 
 pub async fn write(
@@ -358,8 +355,7 @@ pub async fn write(
     let dataset = model.dataset(of).expect("it is there");
     if !dataset.files.contains_key(file) {
         dataset.begin(file, Some(vec![]));
-        let how = CreateHow::Guarded(SetAttr { mode: Some(0o644), ..SetAttr::default() });
-        open.fs.create(&caller, open.fs.root(), &entry(file), how).await.map_err(&wrong)?;
+        open.fs.create(&caller, open.fs.root(), &name(file), GUARDED).await.map_err(&wrong)?;
         dataset.made(file);
     }
     let mut next = dataset.files[file].now().clone();
@@ -421,7 +417,7 @@ pub async fn remove(
     }
     let open = process.open(of).await?;
     dataset.begin(file, None);
-    let removed = open.fs.remove(&Caller::root(), open.fs.root(), &entry(file)).await;
+    let removed = open.fs.remove(&Caller::root(), open.fs.root(), &name(file)).await;
     removed.map_err(wrong("removing", of, file))?;
     dataset.removed(file);
     Ok(())

@@ -1,30 +1,27 @@
 //! The pool, and the processes that work on it one after the other. Time passes when everybody
 //! waits for it.
 
-use crate::fault::{Chances, FaultStore, quick};
 use crate::model::Found;
 use crate::ops::{RECORD, Where};
-use crate::setup;
+use crate::support::fault::{Chances, FaultStore, quick};
+use crate::support::files;
+use crate::support::run::paused_runtime;
+use crate::support::world::{self as support, WorldBuilder};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::runtime::Runtime;
-use tokio_util::sync::CancellationToken;
 use zerofs_csi::bucket::Bucket;
 use zerofs_csi::catalog::{Catalog, Properties};
 use zerofs_csi::chunk::ChunkCache;
-use zerofs_csi::control::node::NoMounts;
 use zerofs_csi::control::{
-    Collected, ControlError, Controller, NewVolume, RequestServer, RewriteThreshold, Source,
-    VolumeInfo,
+    Collected, ControlError, Controller, NewVolume, RewriteThreshold, Source, VolumeInfo,
 };
-use zerofs_csi::fs::api::{Caller, DirCookie, FileSystem, ListLimit};
+use zerofs_csi::fs::api::FileSystem;
 use zerofs_csi::fs::db::DbCache;
 use zerofs_csi::fs::{FsError, FsMemory};
-use zerofs_csi::types::{SessionId, SnapshotHandle, VolumeHandle};
-use zerofs_csi::volume::{
-    Clock, ExportedFs, LeaseSettings, RetainedBy, VolumeGuard, VolumeSettings, Volumes,
-};
+use zerofs_csi::types::{SnapshotHandle, VolumeHandle};
+use zerofs_csi::volume::{Clock, ExportedFs, RetainedBy, VolumeGuard, Volumes};
 
 /// Small enough that most reads miss the cache.
 const CHUNK_CACHE: u64 = 64 << 10;
@@ -75,27 +72,14 @@ impl World {
     pub fn polling_mailbox(every: Duration) -> Self {
         let (store, home) = (FaultStore::memory(), tempfile::tempdir().unwrap());
         let mut world = Self { store, home, elapsed: Duration::ZERO, poll: every, life: None };
-        let runtime = world.runtime();
-        let bucket = world.bucket();
-        runtime.block_on(async { drop(Catalog::create(bucket, None).await.unwrap()) });
+        let bucket = world.store.quick_bucket();
+        paused_runtime().block_on(async { drop(Catalog::create(bucket, None).await.unwrap()) });
         world.start();
         world
     }
 
-    fn runtime(&self) -> Runtime {
-        tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .start_paused(true)
-            .build()
-            .unwrap()
-    }
-
-    pub fn bucket(&self) -> Bucket {
-        Bucket::on(self.store.clone(), Default::default()).with_limits(quick())
-    }
-
     pub fn start(&mut self) {
-        let (runtime, bucket) = (self.runtime(), self.bucket());
+        let (runtime, bucket) = (paused_runtime(), self.store.quick_bucket());
         let (base, journals) = (self.elapsed, self.home.path().join("journals"));
         std::fs::create_dir_all(&journals).unwrap();
         let process = runtime.block_on(Process::start(bucket, base, journals, self.poll));
@@ -130,27 +114,29 @@ impl World {
     }
 }
 
+/// A process with small caches.
+fn small(node: &str, clock: Arc<Ticks>) -> WorldBuilder {
+    support::World::builder(node).clock(clock).settings(|settings| {
+        settings.cache = DbCache::new(1 << 20);
+        settings.chunk_cache = ChunkCache::memory(CHUNK_CACHE);
+        settings.memory = FsMemory::new(8 << 20, 4 << 20);
+    })
+}
+
+fn with_threshold(world: &support::World) -> Arc<Controller> {
+    Arc::new(world.another_controller().with_rewrite_threshold(THRESHOLD))
+}
+
 impl Process {
     async fn start(bucket: Bucket, base: Duration, journals: PathBuf, poll: Duration) -> Self {
         let catalog = Catalog::open(bucket, None).await.unwrap();
         let clock = Arc::new(Ticks { base, started: tokio::time::Instant::now() });
-        let lease = LeaseSettings { clock: clock.clone(), ..LeaseSettings::default() };
-        let settings = |node: &str, journal_dir| VolumeSettings {
-            journal_dir,
-            cache: DbCache::new(1 << 20),
-            chunk_cache: ChunkCache::memory(CHUNK_CACHE),
-            memory: FsMemory::new(8 << 20, 4 << 20),
-            ..setup::settings(node)
-        };
-        let volumes = Volumes::with_lease(settings("node", Some(journals)), lease.clone());
-        let others = Volumes::with_lease(settings("controller", None), lease);
-        let controller = |volumes: &Volumes| {
-            Arc::new(setup::controller(&catalog, volumes).with_rewrite_threshold(THRESHOLD))
-        };
-        let (here, elsewhere) = (controller(&volumes), controller(&others));
-        let server = RequestServer::new(here.pools().clone(), volumes.clone(), Arc::new(NoMounts));
-        tokio::spawn(Arc::new(server).serve_mailbox(poll, CancellationToken::new()));
-        Self { catalog, volumes, controller: here, elsewhere, clock }
+        let here = small("node", clock.clone()).journals(journals).on(catalog.clone());
+        let elsewhere = small("controller", clock.clone()).on(catalog);
+        // Served for as long as the process lives.
+        here.serve_mailbox(poll);
+        let (elsewhere, controller) = (with_threshold(&elsewhere), with_threshold(&here));
+        Self { catalog: here.catalog, volumes: here.volumes, controller, elsewhere, clock }
     }
 
     /// Another node's process on the same store, with a count of requests of its own.
@@ -161,25 +147,11 @@ impl Process {
     /// Another node's process on a bucket of its own: with a bucket of its own its durable
     /// steps are its own, too.
     pub async fn on_its_own(&self, node: &str, bucket: Bucket) -> Self {
-        let catalog = Catalog::open(bucket, None).await.unwrap();
-        let settings = VolumeSettings {
-            node: node.to_owned(),
-            session: SessionId::random(),
-            journal_dir: None,
-            cache: DbCache::new(1 << 20),
-            chunk_cache: ChunkCache::memory(CHUNK_CACHE),
-            ..self.volumes.settings().clone()
-        };
-        let volumes = Volumes::with_lease(settings, self.volumes.lease().clone());
-        let controller =
-            Arc::new(setup::controller(&catalog, &volumes).with_rewrite_threshold(THRESHOLD));
-        Self {
-            catalog,
-            volumes,
-            elsewhere: controller.clone(),
-            controller,
-            clock: self.clock.clone(),
-        }
+        let clock = self.clock.clone();
+        let world = small(node, clock.clone()).open(bucket).await;
+        let controller = with_threshold(&world);
+        let support::World { catalog, volumes, .. } = world;
+        Self { catalog, volumes, elsewhere: controller.clone(), controller, clock }
     }
 
     pub fn controller(&self, at: Where) -> &Arc<Controller> {
@@ -202,7 +174,7 @@ impl Process {
         source: Option<Source>,
     ) -> Result<VolumeInfo, ControlError> {
         let properties = Properties { record_bytes: RECORD as u32, ..Properties::default() };
-        let new = NewVolume { properties, ..setup::new_volume(name, source) };
+        let new = NewVolume { properties, ..support::new_volume(name, source) };
         Box::pin(self.controller.create_volume(None, new)).await
     }
 
@@ -235,19 +207,6 @@ impl Process {
 
 /// Every file of the root, whole.
 pub async fn read_all<F: FileSystem>(fs: &F) -> Result<Found, FsError> {
-    let (caller, root) = (Caller::root(), fs.root());
-    let limit = ListLimit { entries: 100, bytes: 1 << 16, entry_bytes: 32, with_attr: false };
-    let listing = fs.readdir(&caller, root, DirCookie(0), limit).await?;
-    assert!(listing.eof, "the histories make few files");
-    let mut found = Found::new();
-    for entry in listing.entries.iter().filter(|entry| entry.name != "." && entry.name != "..") {
-        let (attr, _) = fs.lookup(&caller, root, &entry.name).await?;
-        let mut data = Vec::new();
-        while (data.len() as u64) < attr.size {
-            let read = fs.read(&caller, attr.file, data.len() as u64, 1 << 20).await?;
-            read.data.iter().for_each(|part| data.extend_from_slice(part));
-        }
-        found.insert(String::from_utf8(entry.name.to_vec()).unwrap(), data);
-    }
-    Ok(found)
+    let found = files::tree(fs, fs.root()).await?.into_iter();
+    Ok(found.map(|(path, object)| (path[1..].to_owned(), object.content)).collect())
 }

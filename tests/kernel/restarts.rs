@@ -33,7 +33,9 @@ impl Progress {
     fn prelude(&self) -> String {
         let (file, enough) = (self.file.display(), self.enough.display());
         format!(
-            "begun() {{ echo begun >> {file}; }}; ended() {{ echo ended >> {file}; }}; more() {{ [ ! -e {enough} ]; }}\n"
+            "begun() {{ echo begun >> {file}; }}
+             ended() {{ echo ended >> {file}; }}
+             more() {{ [ ! -e {enough} ]; }}\n"
         )
     }
 
@@ -125,7 +127,11 @@ pub fn kill_during_dd() -> Outcome {
     sh(Path::new("/tmp"), 60, &format!("dd if=/dev/urandom of={from} bs=1M count=24 status=none"))?;
     let progress = Progress::new("kill-dd")?;
     let copy = format!(
-        "i=0; while more; do begun; dd if={from} of=copy.$i bs=256k conv=fsync status=none; ended; i=$(((i + 1) % 8)); done"
+        "i=0
+         while more; do
+           begun; dd if={from} of=copy.$i bs=256k conv=fsync status=none; ended
+           i=$(((i + 1) % 8))
+         done"
     );
     let script = Script::start(&volume.path, &(progress.prelude() + &copy))?;
     let note = under_kills(&mut driver, &volume, &progress, script, 3, 120)?;
@@ -152,7 +158,8 @@ pub fn stop_under_open_files() -> Outcome {
         mkdir cwd; cd cwd; exec 5>> log 6<> gone; rm gone; i=0
         while more; do begun; i=$((i + 1)); echo line $i >&5; sync log; echo $i >&6; ended; done
         uncached; equal "$(sha256sum < log)" "$(seq -f 'line %g' $i | sha256sum)" 'the log'
-        equal "$(sha256sum < /proc/self/fd/6)" "$(seq $i | sha256sum)" 'the unlinked file'; wc -l < log"#;
+        equal "$(sha256sum < /proc/self/fd/6)" "$(seq $i | sha256sum)" 'the unlinked file'
+        wc -l < log"#;
     let mut script = Script::start(&volume.path, &(progress.prelude() + work))?;
     let mut pauses = Vec::new();
     for _ in 0..2 {
@@ -182,7 +189,8 @@ const DIRTY: &str = r#"
 import hashlib, os, time
 f, data = os.open("late", os.O_RDWR | os.O_CREAT), os.urandom(4 << 20)
 assert os.write(f, data) == len(data)
-with open("/tmp/terminating.sum", "a") as sums: sums.write(hashlib.sha256(data).hexdigest() + "  late\n")
+with open("/tmp/terminating.sum", "a") as sums:
+    sums.write(hashlib.sha256(data).hexdigest() + "  late\n")
 time.sleep(3600)
 P
 "#;
@@ -195,7 +203,8 @@ pub fn unpublish_after_restart() -> Outcome {
     sh(
         &volume.path,
         60,
-        "dd if=/dev/urandom of=whole bs=1M count=4 conv=fsync status=none; sha256sum whole > /tmp/terminating.sum",
+        "dd if=/dev/urandom of=whole bs=1M count=4 conv=fsync status=none
+         sha256sum whole > /tmp/terminating.sum",
     )?;
     let mut pod = Script::start(&volume.path, DIRTY)?;
     until("dirty pages", Duration::from_secs(60), || {
@@ -234,8 +243,8 @@ pub fn unpublish_after_restart() -> Outcome {
     driver.remove(&volume)?;
     driver.stop()?;
     Ok(format!(
-        "program gone in {killed:.1?}, unpublished in {unpublished:.1?}; without a store unstage was to be repeated after \
-         {refused:.1?}; with it done in {unstaged:.1?}, {tries} tries"
+        "program gone in {killed:.1?}, unpublished in {unpublished:.1?}; without a store unstage \
+         was to be repeated after {refused:.1?}; with it done in {unstaged:.1?}, {tries} tries"
     ))
 }
 

@@ -22,16 +22,21 @@ pub fn two_nodes() -> Outcome {
         Path::new("/"),
         120,
         &format!(
-            "head -c 3000000 /dev/urandom > {a}/from-first; head -c 300 /dev/urandom > {b}/from-second
+            "head -c 3000000 /dev/urandom > {a}/from-first
+             head -c 300 /dev/urandom > {b}/from-second
              cmp {a}/from-first {b}/from-first; cmp {b}/from-second {a}/from-second
              equal \"$(stat -c %d {a} {b} | sort -u | wc -l)\" 2 'file systems'
-             mkdir {a}/d; touch {b}/d/x; mv {b}/d/x {b}/d/y; test -e {a}/d/y; rm -r {a}/d; ! ls {b}/d 2>/dev/null"
+             mkdir {a}/d; touch {b}/d/x; mv {b}/d/x {b}/d/y; test -e {a}/d/y; rm -r {a}/d
+             ! ls {b}/d 2>/dev/null"
         ),
     )?;
     // One of two that create a name exclusively wins.
     let race = |who: &str| {
         format!(
-            "set +e; for i in $(seq 40); do (set -C; echo {who} > lock-$i) 2>/dev/null && echo {who} $i; done; true"
+            "set +e
+             for i in $(seq 40); do
+               (set -C; echo {who} > lock-$i) 2>/dev/null && echo {who} $i
+             done; true"
         )
     };
     let (one, other) =
@@ -44,7 +49,8 @@ pub fn two_nodes() -> Outcome {
     // The owner dies under a writer of the other node, which owns the volume from then on.
     let mut writer = Script::start(
         &second.path,
-        "exec 5>> log; until [ -e /tmp/shared.enough ]; do date +%s.%N >&5; sync log; done; wc -l < log",
+        "exec 5>> log; until [ -e /tmp/shared.enough ]; do date +%s.%N >&5; sync log; done
+         wc -l < log",
     )?;
     std::thread::sleep(Duration::from_secs(3));
     driver.kill_node()?;
@@ -63,13 +69,18 @@ pub fn two_nodes() -> Outcome {
     sh(
         &first.path,
         120,
-        "n=$(wc -l < log); until [ $(wc -l < log) -gt $((n + 5)) ]; do sleep 0.2; done; touch /tmp/shared.enough",
+        "n=$(wc -l < log); until [ $(wc -l < log) -gt $((n + 5)) ]; do sleep 0.2; done
+         touch /tmp/shared.enough",
     )?;
     let lines = writer.wait(120)?;
     let pause = sh(
         &first.path,
         60,
-        "rm /tmp/shared.enough; awk 'NR > 1 && $1 - last > most { most = $1 - last } { last = $1 } END { printf \"%.1f\", most }' log",
+        r#"
+        rm /tmp/shared.enough
+        awk 'NR > 1 && $1 - last > most { most = $1 - last }
+          { last = $1 } END { printf "%.1f", most }' log
+        "#,
     )?;
     sh(&first.path, 60, &format!("uncached; equal \"$(wc -l < log)\" {lines} lines"))?;
     // Both nodes see the mounts of both, and each would take those of the other for its own.

@@ -32,7 +32,8 @@ def timed(call, *args):
     finally: longest = max(longest, time.monotonic() - begun)
 def check(n, b):
     got = timed(os.pread, files[n], block, b * block)
-    assert hashlib.sha256(got).digest() == sums[n, b], f"block {b} of {names[n]} is wrong: {len(got)} bytes"
+    wrong = f"block {b} of {names[n]} is wrong: {len(got)} bytes"
+    assert hashlib.sha256(got).digest() == sums[n, b], wrong
 rounds = 0
 while not os.path.exists(enough):
     for _ in range(4):
@@ -45,7 +46,8 @@ while not os.path.exists(enough):
         os.posix_fadvise(f, 0, 0, os.POSIX_FADV_DONTNEED)
     for n, b in random.sample(sorted(sums), min(6, len(sums))): check(n, b)
     draft = f"draft{rounds % 3}"
-    with open(draft, "w") as out: timed(out.write, str(rounds)); timed(out.flush); timed(os.fsync, out.fileno())
+    with open(draft, "w") as out:
+        timed(out.write, str(rounds)); timed(out.flush); timed(os.fsync, out.fileno())
     timed(os.rename, draft, f"whole{rounds % 3}")
     rounds += 1
     with open(progress, "a") as out: out.write(f"{int(longest * 1000)}\n")
@@ -61,11 +63,14 @@ export GIT_CONFIG_GLOBAL=/dev/null
 mkdir programs; cd programs; git init -q . 2>/dev/null; i=0
 sqlite3 db 'CREATE TABLE t(id INTEGER PRIMARY KEY, body TEXT);'
 while [ ! -e ENOUGH ]; do
-  i=$((i + 1)); echo $i > f$i; git add f$i; git -c core.fsync=all -c user.name=n -c user.email=e@example.com commit -q -m $i
+  i=$((i + 1)); echo $i > f$i; git add f$i
+  git -c core.fsync=all -c user.name=n -c user.email=e@example.com commit -q -m $i
   sqlite3 db "INSERT INTO t(body) VALUES(hex(randomblob(2000)));"; mv f$i g$i; mkdir d$i; rmdir d$i
 done
-uncached; git fsck --full --no-progress; equal "$(git rev-list --count HEAD)" $i commits; equal "$(ls g* | wc -l)" $i renames
-equal "$(sqlite3 db 'PRAGMA integrity_check')" ok integrity; equal "$(sqlite3 db 'SELECT count(*) FROM t')" $i rows
+uncached; git fsck --full --no-progress; equal "$(git rev-list --count HEAD)" $i commits
+equal "$(ls g* | wc -l)" $i renames
+equal "$(sqlite3 db 'PRAGMA integrity_check')" ok integrity
+equal "$(sqlite3 db 'SELECT count(*) FROM t')" $i rows
 echo "$i commits of git and sqlite"
 "#;
 
@@ -152,7 +157,10 @@ pub fn killed() -> Outcome {
     let work = work.map(|(longest, total)| {
         let kills = times();
         let mean = total / u32::try_from(kills).unwrap_or(1);
-        format!("{kills} kills, longest pause {longest:.1?}, mean {mean:.1?} (the longest call without: {quiet:.1?})")
+        format!(
+            "{kills} kills, longest pause {longest:.1?}, mean {mean:.1?} (the longest call \
+             without: {quiet:.1?})"
+        )
     });
     let note = load.outcome(work).map_err(|error| format!("{error}{}", driver.log(Role::Node)))?;
     driver.remove(&volume)?;
@@ -201,7 +209,8 @@ fn upgrades(driver: &mut Driver, load: &mut Load) -> Result<String, String> {
     let back = load.more(2)?;
     let pauses: Vec<String> = pauses.iter().map(|pause| format!("{pause:.1?}")).collect();
     Ok(format!(
-        "longest call in {} upgrades {}, beside broken processes {broken:.1?}, when the new one is killed {back:.1?}",
+        "longest call in {} upgrades {}, beside broken processes {broken:.1?}, when the new one is \
+         killed {back:.1?}",
         pauses.len(),
         pauses.join(" ")
     ))

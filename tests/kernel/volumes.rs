@@ -11,7 +11,8 @@ pub fn two_at_once() -> Outcome {
     let (a, b) = (driver.volume("a", 1 << 30)?, driver.volume("b", 1 << 30)?);
     let fill = |name: &str| {
         format!(
-            "mkdir d; for i in $(seq 100); do echo {name} $i > d/$i; done; dd if=/dev/urandom of=big bs=1M count=8 conv=fsync status=none
+            "mkdir d; for i in $(seq 100); do echo {name} $i > d/$i; done
+             dd if=/dev/urandom of=big bs=1M count=8 conv=fsync status=none
              find d big -type f | sort | xargs sha256sum > /tmp/two.{name}; wc -l < /tmp/two.{name}"
         )
     };
@@ -25,10 +26,14 @@ pub fn two_at_once() -> Outcome {
         Path::new("/"),
         180,
         &format!(
-            "mkdir {at_a}/from-b {at_b}/from-a; cp -a {at_b}/d {at_b}/big {at_a}/from-b/ & cp -a {at_a}/d {at_a}/big {at_b}/from-a/; wait $!
+            "mkdir {at_a}/from-b {at_b}/from-a
+             cp -a {at_b}/d {at_b}/big {at_a}/from-b/ &
+             cp -a {at_a}/d {at_a}/big {at_b}/from-a/; wait $!
              equal \"$(stat -c %d {at_a} {at_b} | sort -u | wc -l)\" 2 'file systems'
-             cd {at_a}; uncached; sha256sum --quiet -c /tmp/two.a; cd from-b; sha256sum --quiet -c /tmp/two.b
-             cd {at_b}; uncached; sha256sum --quiet -c /tmp/two.b; cd from-a; sha256sum --quiet -c /tmp/two.a"
+             cd {at_a}; uncached; sha256sum --quiet -c /tmp/two.a
+             cd from-b; sha256sum --quiet -c /tmp/two.b
+             cd {at_b}; uncached; sha256sum --quiet -c /tmp/two.b
+             cd from-a; sha256sum --quiet -c /tmp/two.a"
         ),
     )?;
     // One goes while the other has an open file and is written to.
@@ -57,7 +62,9 @@ pub fn quota() -> Outcome {
         r#"
         equal "$(figure size)" 16777216 size
         dd if=/dev/urandom of=a bs=1M count=12 conv=fsync status=none
-        if dd if=/dev/urandom of=b bs=1M count=12 conv=fsync status=none 2>/tmp/quota.err; then echo 'more was written than fits' >&2; exit 1; fi
+        if dd if=/dev/urandom of=b bs=1M count=12 conv=fsync status=none 2>/tmp/quota.err; then
+          echo 'more was written than fits' >&2; exit 1
+        fi
         grep -q 'No space left' /tmp/quota.err
         rm -f b a; dd if=/dev/urandom of=c bs=1M count=12 conv=fsync status=none; figure used
         "#,
@@ -66,7 +73,8 @@ pub fn quota() -> Outcome {
     sh(
         &volume.path,
         60,
-        "dd if=/dev/urandom of=d bs=1M count=40 conv=fsync status=none; equal $(figure size) 67108864 size",
+        "dd if=/dev/urandom of=d bs=1M count=40 conv=fsync status=none
+         equal $(figure size) 67108864 size",
     )?;
     driver.remove(&volume)?;
     driver.stop()?;
@@ -77,7 +85,8 @@ pub fn snapshot() -> Outcome {
     let driver = Driver::start("snapshot")?;
     let volume = driver.volume("source", 1 << 30)?;
     // Not synced by the program: what the kernel still holds must be in the snapshot all the same.
-    let write = "mkdir d; for i in $(seq 200); do echo $i > d/$i; done; dd if=/dev/urandom of=big bs=1M count=8 status=none; sha256sum big > sum";
+    let write = "mkdir d; for i in $(seq 200); do echo $i > d/$i; done
+                 dd if=/dev/urandom of=big bs=1M count=8 status=none; sha256sum big > sum";
     sh(&volume.path, 60, write)?;
     let snapshot = driver
         .snapshot(&volume, "snap")
@@ -87,7 +96,8 @@ pub fn snapshot() -> Outcome {
     sh(
         &clone.path,
         60,
-        "equal $(ls d | wc -l) 200 names; for i in $(seq 200); do equal $(cat d/$i) $i content; done; sha256sum --quiet -c sum; echo mine > d/77",
+        "equal $(ls d | wc -l) 200 names; for i in $(seq 200); do equal $(cat d/$i) $i content; done
+         sha256sum --quiet -c sum; echo mine > d/77",
     )?;
     sh(&volume.path, 60, "uncached; [ ! -e d ]; equal $(cat big) new content")?;
     // Awkward order: the source first, then the snapshot, the clone last.
@@ -96,7 +106,8 @@ pub fn snapshot() -> Outcome {
     sh(
         &clone.path,
         60,
-        "uncached; sha256sum --quiet -c sum; equal $(cat d/77) mine content; equal $(cat d/78) 78 content",
+        "uncached; sha256sum --quiet -c sum
+         equal $(cat d/77) mine content; equal $(cat d/78) 78 content",
     )?;
     driver.remove(&clone)?;
     driver.stop()?;
@@ -107,8 +118,11 @@ pub fn snapshot() -> Outcome {
 pub fn snapdir() -> Outcome {
     let driver = Driver::start("snapdir")?;
     let volume = driver.volume("data", 1 << 30)?;
-    let write = "mkdir -p d/e; for i in $(seq 300); do echo $i > d/$i; done; dd if=/dev/urandom of=d/e/big bs=1M count=6 status=none; \
-                 truncate -s 50M d/holes; ln d/7 d/seven; ln -s ../7 d/e/link; chmod 2750 d/e; touch -d @1234567 d/e; rm -rf /tmp/snapdir.*; cp -a . /tmp/snapdir.ref";
+    let write = "mkdir -p d/e; for i in $(seq 300); do echo $i > d/$i; done
+                 dd if=/dev/urandom of=d/e/big bs=1M count=6 status=none
+                 truncate -s 50M d/holes; ln d/7 d/seven; ln -s ../7 d/e/link
+                 chmod 2750 d/e; touch -d @1234567 d/e
+                 rm -rf /tmp/snapdir.*; cp -a . /tmp/snapdir.ref";
     sh(&volume.path, 120, write)?;
     let before = driver
         .snapshot(&volume, "before")
@@ -119,19 +133,32 @@ pub fn snapdir() -> Outcome {
         &volume.path,
         240,
         r#"
-        uncached; [ -z "$(ls -A | grep snapshots)" ]; equal "$(ls .snapshots | tr '\n' ' ')" "after before " 'the snapshots'
+        uncached; [ -z "$(ls -A | grep snapshots)" ]
+        equal "$(ls .snapshots | tr '\n' ' ')" "after before " 'the snapshots'
         diff -r --no-dereference /tmp/snapdir.ref .snapshots/before
-        cp -a .snapshots/before /tmp/snapdir.copy; diff -r --no-dereference /tmp/snapdir.ref /tmp/snapdir.copy
+        cp -a .snapshots/before /tmp/snapdir.copy
+        diff -r --no-dereference /tmp/snapdir.ref /tmp/snapdir.copy
         # The size of a folder is each file system's own.
-        show() { (cd "$1" && find . -mindepth 1 -printf '%P %y %m %U %G %n %T@ %l ' \( -type d -printf '\n' -o -printf '%s\n' \) | sort); }
-        for tree in /tmp/snapdir.ref .snapshots/before /tmp/snapdir.copy; do show "$tree" >"/tmp/snapdir.$(basename "$tree").list"; done
-        diff /tmp/snapdir.snapdir.ref.list /tmp/snapdir.before.list; diff /tmp/snapdir.snapdir.ref.list /tmp/snapdir.snapdir.copy.list
+        show() {
+            (cd "$1" && find . -mindepth 1 -printf '%P %y %m %U %G %n %T@ %l ' \
+                \( -type d -printf '\n' -o -printf '%s\n' \) | sort)
+        }
+        for tree in /tmp/snapdir.ref .snapshots/before /tmp/snapdir.copy; do
+            show "$tree" >"/tmp/snapdir.$(basename "$tree").list"
+        done
+        diff /tmp/snapdir.snapdir.ref.list /tmp/snapdir.before.list
+        diff /tmp/snapdir.snapdir.ref.list /tmp/snapdir.snapdir.copy.list
         # Every object has a number of its own, here and there; hard links share one.
-        equal "$(find d .snapshots -mindepth 1 -links -2 ! -type d -printf '%i\n' | sort | uniq -d | wc -l)" 0 'numbers met twice'
-        equal "$(stat -c %i .snapshots/before/d/7)" "$(stat -c %i .snapshots/before/d/seven)" 'the number of two names'
-        (cd .snapshots/before/d/e && equal "$(realpath ../../../..)" "$(cd "$OLDPWD" && pwd -P)" 'the way up')
-        equal "$(cat .snapshots/after/d/2)" other content; [ -e .snapshots/after/d/f/big ]; [ ! -e .snapshots/after/d/1 ]
-        for try in 'touch .snapshots/before/x' 'rm .snapshots/before/d/2' 'mkdir .snapshots/x' 'rmdir .snapshots' 'mkdir .snapshots' 'mv d/2 .snapshots/before/'; do
+        twice=$(find d .snapshots -mindepth 1 -links -2 ! -type d -printf '%i\n' | sort | uniq -d)
+        equal "$twice" '' 'numbers met twice'
+        number() { stat -c %i .snapshots/before/d/$1; }
+        equal "$(number 7)" "$(number seven)" 'the number of two names'
+        (cd .snapshots/before/d/e &&
+            equal "$(realpath ../../../..)" "$(cd "$OLDPWD" && pwd -P)" 'the way up')
+        equal "$(cat .snapshots/after/d/2)" other content
+        [ -e .snapshots/after/d/f/big ]; [ ! -e .snapshots/after/d/1 ]
+        for try in 'touch .snapshots/before/x' 'rm .snapshots/before/d/2' 'mkdir .snapshots/x' \
+            'rmdir .snapshots' 'mkdir .snapshots' 'mv d/2 .snapshots/before/'; do
             if $try 2>/dev/null; then echo "$try succeeded" >&2; exit 1; fi
         done
         cp -a .snapshots/before/d/1 d/1; equal "$(cat d/1)" 1 'what was copied back'
@@ -143,9 +170,14 @@ pub fn snapdir() -> Outcome {
         &volume.path,
         120,
         r#"
-        for i in $(seq 60); do uncached; if ! ls .snapshots/before/d >/dev/null 2>&1; then break; fi; sleep 1; done
-        if cat .snapshots/before/d/2 2>/dev/null; then echo 'a deleted snapshot is read' >&2; exit 1; fi
-        equal "$(cat .snapshots/after/d/2)" other 'the other snapshot'; rm -rf /tmp/snapdir.*; echo "$i s"
+        for i in $(seq 60); do
+            uncached; if ! ls .snapshots/before/d >/dev/null 2>&1; then break; fi; sleep 1
+        done
+        if cat .snapshots/before/d/2 2>/dev/null; then
+            echo 'a deleted snapshot is read' >&2; exit 1
+        fi
+        equal "$(cat .snapshots/after/d/2)" other 'the other snapshot'
+        rm -rf /tmp/snapdir.*; echo "$i s"
         "#,
     )?;
     driver.remove(&volume)?;
@@ -161,7 +193,8 @@ pub fn options() -> Outcome {
     sh(
         &volume.path,
         60,
-        "printf '#!/bin/sh\\necho ran\\n' > run; chmod 755 run; equal \"$(./run)\" ran 'without the option'
+        "printf '#!/bin/sh\\necho ran\\n' > run; chmod 755 run
+         equal \"$(./run)\" ran 'without the option'
          mkdir low high; chgrp 100 low; chgrp 219 high; chmod 770 low high; chmod 755 .; sync run",
     )?;
     driver.unpublish(&volume)?;
@@ -174,7 +207,9 @@ pub fn options() -> Outcome {
     let reader = Volume { path: driver.root.join("pods/reader"), ..volume.clone() };
     driver.publish(&reader, true)?;
     driver.publish(&reader, true)?;
-    let not_run = "uncached; if ./run 2>/tmp/options.err; then echo 'noexec does not hold' >&2; exit 1; fi; grep -q 'Permission denied' /tmp/options.err";
+    let not_run = "uncached
+                   if ./run 2>/tmp/options.err; then echo 'noexec does not hold' >&2; exit 1; fi
+                   grep -q 'Permission denied' /tmp/options.err";
     sh(&volume.path, 60, not_run)?;
     sh(
         &reader.path,
@@ -187,7 +222,10 @@ pub fn options() -> Outcome {
         &volume.path,
         60,
         "in_20=\"setpriv --reuid 1000 --regid 1000 --groups 100,$(seq -s, 201 219)\"
-         $in_20 touch low/new; if $in_20 touch high/new 2>/dev/null; then echo 'all 20 groups were sent: say so in docs/limits.md' >&2; exit 1; fi",
+         $in_20 touch low/new
+         if $in_20 touch high/new 2>/dev/null; then
+           echo 'all 20 groups were sent: say so in docs/limits.md' >&2; exit 1
+         fi",
     )?;
     driver.unpublish(&reader)?;
     driver.remove(&volume)?;
@@ -217,7 +255,8 @@ pub fn rot() -> Outcome {
     sh(
         &volume.path,
         60,
-        "echo small > small; dd if=/dev/urandom of=/tmp/rot.bin bs=1M count=8 status=none; cp /tmp/rot.bin big; sync big small",
+        "echo small > small; dd if=/dev/urandom of=/tmp/rot.bin bs=1M count=8 status=none
+         cp /tmp/rot.bin big; sync big small",
     )?;
     // Neither the kernel's cache nor the plugin's may know the right bytes.
     driver.stop_node()?;
@@ -233,11 +272,16 @@ pub fn rot() -> Outcome {
         &volume.path,
         120,
         r#"
-        uncached; if cat big > /tmp/rot.read 2>/tmp/rot.err; then echo 'rotten bytes were read' >&2; exit 1; fi
+        uncached
+        if cat big > /tmp/rot.read 2>/tmp/rot.err; then
+            echo 'rotten bytes were read' >&2; exit 1
+        fi
         grep -q 'Input/output error' /tmp/rot.err
         # Output before the error is right.
-        cmp -n "$(stat -c %s /tmp/rot.read)" /tmp/rot.bin /tmp/rot.read; equal "$(cat small)" small 'the other file'
-        echo more > more; sync more; uncached; equal "$(cat more)" more 'a new file'; stat -c %s /tmp/rot.read; rm /tmp/rot.*
+        cmp -n "$(stat -c %s /tmp/rot.read)" /tmp/rot.bin /tmp/rot.read
+        equal "$(cat small)" small 'the other file'
+        echo more > more; sync more; uncached; equal "$(cat more)" more 'a new file'
+        stat -c %s /tmp/rot.read; rm /tmp/rot.*
         "#,
     )?;
     if !driver.log(Role::Node).contains("ERROR") && !driver.log(Role::Node).contains("WARN") {

@@ -84,27 +84,23 @@ impl Node {
             relays: false,
             key_sha256: "0a".repeat(32),
         };
-        let session = world.volumes.settings().session;
+        let session = world.session();
         world.catalog.put_channel(session, 1, &channel).await.unwrap();
         Self { world, server: Arc::new(server) }
     }
 
     /// A controller whose connections to the node meet `line`.
     fn asker(&self, line: Line) -> (Controller, Wire) {
-        let world = World::on(self.world.catalog.clone(), "controller-1");
+        let world = self.world.beside("controller-1");
         let wire = Wire { server: self.server.clone(), line, dialled: Arc::default() };
-        let session = world.volumes.settings().session;
+        let session = world.session();
         let channel = Arc::new(Channel::new("controller-1".into(), session, None, [7; 32]));
         let channel = OwnerChannel::new(channel, wire.clone());
-        let pools = world.controller.pools().clone();
-        let controller = Controller::new(pools, world.volumes.clone())
-            .with_owner_timeout(Duration::from_secs(20))
-            .with_carriers(Carriers::with_channel(channel));
-        (controller, wire)
+        (world.another_controller().with_carriers(Carriers::with_channel(channel)), wire)
     }
 
     async fn volume(&self) -> VolumeHandle {
-        let volume = self.world.create("v", None).await.unwrap().handle;
+        let volume = self.world.volume("v").await;
         self.world.write(volume, "a", &data(5, 200_000)).await;
         volume
     }
@@ -135,7 +131,7 @@ fn an_owner_answers_by_the_channel_at_once() {
         let restored = asker.restore_in_place(volume, &wanted, &|_| {}).await.unwrap();
         assert_eq!(restored.objects, 1);
         assert!(wire.dialled.load(Ordering::SeqCst) >= 2);
-        let session = node.world.volumes.settings().session;
+        let session = node.world.session();
         assert_eq!(messages_left(&node.world.catalog, session).await, 0);
         drop(open);
         assert!(node.world.read(volume).await["b"] == data(5, 200_000));
@@ -163,8 +159,7 @@ fn where_the_channel_fails_the_mailbox_is_used() {
             assert_eq!(wire.dialled.load(Ordering::SeqCst), expected, "{name}");
         }
         mailbox.stop().await;
-        drop(open);
-        node.world.volumes.close(volume.dataset).await.unwrap();
+        node.world.close(open).await;
     });
 }
 
@@ -175,7 +170,7 @@ fn an_owner_that_does_not_have_it_open_is_asked_again() {
     super::run(async {
         let node = Node::new().await;
         let volume = node.volume().await;
-        let failpoints = node.world.catalog.bucket().failpoints().clone();
+        let failpoints = node.world.failpoints().clone();
         failpoints.set("volume.open.claimed", "pause").unwrap();
         let opening = tokio::spawn({
             let (volumes, catalog) = (node.world.volumes.clone(), node.world.catalog.clone());
@@ -201,8 +196,7 @@ fn an_owner_that_does_not_have_it_open_is_asked_again() {
         failpoints.set("volume.open.claimed", "off").unwrap();
         let open = opening.await.unwrap().unwrap();
         asking.await.unwrap().unwrap();
-        drop(open);
-        node.world.volumes.close(volume.dataset).await.unwrap();
+        node.world.close(open).await;
     });
 }
 
@@ -233,7 +227,7 @@ fn a_request_of_one_pool_does_nothing_to_a_volume_of_another() {
         let pools = Pools::new(pools, Some("one".to_owned())).unwrap();
         let mounts = Arc::new(NoMounts);
         let server = Arc::new(RequestServer::new(pools, world.volumes.clone(), mounts));
-        let volume = world.create("v", None).await.unwrap().handle;
+        let volume = world.volume("v").await;
         let open = world.open(volume).await;
         let (mine, foreign) = (world.catalog.pool().id, other.pool().id);
         let claim = zerofs_csi::types::ClaimId::random();
@@ -251,8 +245,7 @@ fn a_request_of_one_pool_does_nothing_to_a_volume_of_another() {
         }
         let ping = format!(r#"{{"format":1,"dataset":"{}","request":"ping"}}"#, volume.dataset);
         assert_eq!(ask(&server, mine, &ping).await["done"], "done");
-        drop(open);
-        world.volumes.close(volume.dataset).await.unwrap();
+        world.close(open).await;
         // Nor does a hand-over of a dataset that the pool does not have.
         let text = format!(r#"{{"hand-over":{{"claim":"{claim}"}}}}"#);
         let text = format!(r#"{{"format":1,"dataset":"{}","request":{text}}}"#, volume.dataset);

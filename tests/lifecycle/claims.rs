@@ -1,49 +1,19 @@
 //! Claims: whoever comes late with an old one fails, and fences nobody (R31, R32, R34).
 
-use super::{Fast, World, data};
-use crate::leases::{LEASE, Node, Pool, expires, name, patiently, two_nodes, write};
-use std::sync::Arc;
+use super::data;
+use crate::leases::{LEASE, Node, Pool, expires, patiently, two_nodes};
+use crate::support::files::top;
+use crate::support::world::{passed, until_passed};
 use std::time::Duration;
-use zerofs_csi::catalog::{Catalog, RevocationReason};
+use zerofs_csi::catalog::RevocationReason;
 use zerofs_csi::control::ReleaseMode;
-use zerofs_csi::fs::api::{Caller, CreateHow, FileSystem, SetAttr};
-use zerofs_csi::telemetry::Failpoints;
 use zerofs_csi::types::VolumeHandle;
-use zerofs_csi::volume::{LeaseSettings, Volume, VolumeError};
+use zerofs_csi::volume::{Verdict, Volume, VolumeError};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// A file that only the owner's journal is sure to have.
-async fn create(volume: &Volume, file: &str) {
-    let how = CreateHow::Guarded(SetAttr::default());
-    volume.fs.create(&Caller::root(), volume.fs.root(), &name(file), how).await.unwrap();
-}
-
 async fn has(volume: &Volume, file: &str) -> bool {
-    let fs = &volume.fs;
-    patiently(|| async { fs.lookup(&Caller::root(), fs.root(), file.as_bytes()).await })
-        .await
-        .is_ok()
-}
-
-async fn owner(catalog: &Catalog, volume: VolumeHandle) -> Option<String> {
-    let record = catalog.dataset_by_id(volume.dataset).await.unwrap().unwrap().record;
-    record.owner.map(|owner| owner.node)
-}
-
-fn passed(failpoints: &Failpoints, step: &str) -> u64 {
-    failpoints.passed().get(step).copied().unwrap_or(0)
-}
-
-async fn until_passed(failpoints: &Failpoints, step: &str, before: u64) {
-    let reached = async {
-        while passed(failpoints, step) == before {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    tokio::time::timeout(PATIENCE, reached)
-        .await
-        .unwrap_or_else(|_| panic!("nothing comes by {step}"));
+    patiently(|| top::child(&*volume.fs, file)).await.is_ok()
 }
 
 /// Everything that `node` has acknowledged reaches the store, and it is still the owner.
@@ -51,11 +21,8 @@ async fn assert_serves(node: &Node, volume: VolumeHandle, open: &Volume, when: &
     let synced = patiently(|| open.fs.sync()).await;
     synced.unwrap_or_else(|error| panic!("{when}: the owner was fenced: {error}"));
     assert!(node.world.volumes.get(volume.dataset).is_some(), "{when}");
-    assert_eq!(
-        owner(&node.world.catalog, volume).await.as_deref(),
-        Some(node.world.volumes.settings().node.as_str()),
-        "{when}"
-    );
+    let owner = node.owner(volume.dataset).await.expect("it has an owner");
+    assert_eq!(owner.node, node.world.volumes.settings().node, "{when}");
 }
 
 /// One node claims and is held before it has opened the database; its lease expires, and another
@@ -71,7 +38,7 @@ fn an_opening_that_comes_after_a_take_over_fences_nobody() {
                 if opened_before {
                     a.world.write(volume, "old", &data(1, 70_000)).await;
                 }
-                let failpoints = a.world.catalog.bucket().failpoints().clone();
+                let failpoints = a.world.failpoints().clone();
                 failpoints.set(step, "pause").unwrap();
                 let before = passed(&failpoints, step);
                 let opening = tokio::spawn({
@@ -82,15 +49,14 @@ fn an_opening_that_comes_after_a_take_over_fences_nobody() {
                 let mut watch = b.watch(volume.dataset).await;
                 let expired = expires(&mut watch, [&a, &b]).await;
                 let theirs = b.take(volume.dataset, &expired).await.unwrap();
-                create(&theirs, "from the journal").await;
+                top::create(&*theirs.fs, "from the journal").await;
 
                 failpoints.set(step, "off").unwrap();
                 let late = tokio::time::timeout(PATIENCE, opening).await.expect("it ends").unwrap();
                 assert!(late.is_err(), "{when}: the late opening succeeded");
                 assert_serves(&b, volume, &theirs, &when).await;
                 assert!(a.world.volumes.get(volume.dataset).is_none(), "{when}");
-                drop(theirs);
-                b.world.volumes.close(volume.dataset).await.unwrap();
+                b.world.close(theirs).await;
                 let again = b.open(volume).await;
                 assert!(has(&again, "from the journal").await, "{when}");
             }
@@ -107,10 +73,7 @@ fn an_opening_of_an_expired_claim_is_fenced_by_the_one_after_it() {
         let (a, b, volume) = two_nodes().await;
         a.world.write(volume, "old", &data(1, 70_000)).await;
         let step = "volume.claim.checked";
-        let (of_a, of_b) = (
-            a.world.catalog.bucket().failpoints().clone(),
-            b.world.catalog.bucket().failpoints().clone(),
-        );
+        let (of_a, of_b) = (a.world.failpoints().clone(), b.world.failpoints().clone());
         let before = passed(&of_a, step);
         of_a.set(step, "pause").unwrap();
         of_b.set(step, "pause").unwrap();
@@ -135,7 +98,7 @@ fn an_opening_of_an_expired_claim_is_fenced_by_the_one_after_it() {
         let theirs =
             tokio::time::timeout(PATIENCE, second).await.expect("it ends").unwrap().unwrap();
         assert!(passed(&of_b, step) > 1, "it had to open twice");
-        create(&theirs, "from the journal").await;
+        top::create(&*theirs.fs, "from the journal").await;
         assert_serves(&b, volume, &theirs, "opened again").await;
     });
 }
@@ -147,19 +110,19 @@ fn a_close_that_is_retried_after_a_take_over_fences_nobody() {
     super::run(async {
         let (a, b, volume) = two_nodes().await;
         let open = a.open(volume).await;
-        write(&open, "kept", b"kept").await;
+        top::write(&*open.fs, "kept", b"kept").await;
         drop(open);
         let mut watch = b.watch(volume.dataset).await;
-        a.world.catalog.bucket().failpoints().set("fs.commit.before-flush", "return").unwrap();
+        a.world.failpoints().set("fs.commit.before-flush", "return").unwrap();
         let open = a.open(volume).await;
-        create(&open, "unsynced").await;
+        top::create(&*open.fs, "unsynced").await;
         drop(open);
         let failed = a.world.volumes.close(volume.dataset).await;
         println!("the first try: {failed:?}");
         let expired = expires(&mut watch, [&a, &b]).await;
         let theirs = b.take(volume.dataset, &expired).await.unwrap();
-        create(&theirs, "from the journal").await;
-        a.world.catalog.bucket().failpoints().set("fs.commit.before-flush", "off").unwrap();
+        top::create(&*theirs.fs, "from the journal").await;
+        a.world.failpoints().set("fs.commit.before-flush", "off").unwrap();
         println!("the second try: {:?}", a.world.volumes.close(volume.dataset).await);
         let again = a.world.volumes.open(&a.world.catalog, volume.dataset).await;
         assert!(
@@ -180,16 +143,13 @@ fn a_revocation_of_an_earlier_claim_takes_nothing() {
         let (a, b, volume) = two_nodes().await;
         drop(a.open(volume).await);
         let mut watch = b.watch(volume.dataset).await;
-        b.world.controller.revoke_volume(volume, RevocationReason::OutOfService).await.unwrap();
-        assert!(matches!(
-            watch.look().await.unwrap(),
-            zerofs_csi::volume::Verdict::NotExpired { .. }
-        ));
+        b.world.revoke(volume, RevocationReason::OutOfService).await;
+        assert!(matches!(watch.look().await.unwrap(), Verdict::NotExpired { .. }));
         a.world.volumes.close(volume.dataset).await.unwrap();
         let ours = a.open(volume).await;
         // No time goes by for the owner, whose lease is good.
         b.clock.advance(LEASE);
-        if let zerofs_csi::volume::Verdict::Expired(expired) = watch.look().await.unwrap() {
+        if let Verdict::Expired(expired) = watch.look().await.unwrap() {
             let taken = b.take(volume.dataset, &expired).await;
             assert!(
                 matches!(taken, Err(VolumeError::Owned { .. })),
@@ -197,7 +157,7 @@ fn a_revocation_of_an_earlier_claim_takes_nothing() {
                 taken.map(drop)
             );
         }
-        create(&ours, "ours").await;
+        top::create(&*ours.fs, "ours").await;
         assert_serves(&a, volume, &ours, "claimed again").await;
     });
 }
@@ -210,7 +170,7 @@ fn a_verdict_from_before_the_session_claimed_again_is_void() {
         let (a, b, volume) = two_nodes().await;
         drop(a.open(volume).await);
         let mut watch = b.watch(volume.dataset).await;
-        let failpoints = a.world.catalog.bucket().failpoints().clone();
+        let failpoints = a.world.failpoints().clone();
         failpoints.set("catalog.put", "return").unwrap();
         a.world.volumes.close(volume.dataset).await.unwrap_err();
         b.clock.advance(LEASE);
@@ -218,8 +178,8 @@ fn a_verdict_from_before_the_session_claimed_again_is_void() {
         let expired = async {
             loop {
                 match watch.look().await.unwrap() {
-                    zerofs_csi::volume::Verdict::Expired(expired) => break expired,
-                    zerofs_csi::volume::Verdict::NotExpired { wait } => b.clock.advance(wait),
+                    Verdict::Expired(expired) => break expired,
+                    Verdict::NotExpired { wait } => b.clock.advance(wait),
                 }
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
@@ -233,7 +193,7 @@ fn a_verdict_from_before_the_session_claimed_again_is_void() {
             "two owners that both answer: {:?}",
             taken.map(drop)
         );
-        create(&ours, "ours").await;
+        top::create(&*ours.fs, "ours").await;
         assert_serves(&a, volume, &ours, "claimed again").await;
     });
 }
@@ -246,16 +206,10 @@ fn a_release_by_force_that_comes_late_fences_nobody() {
         for step in ["volume.lost.claimed", "volume.claim.epoch", "volume.claim.checked"] {
             let (pool, lost, later, volume) = Pool::with_two_nodes().await;
             let open = lost.open(volume).await;
-            write(&open, "kept", b"kept").await;
+            top::write(&*open.fs, "kept", b"kept").await;
             lost.store.die();
-            let lease = LeaseSettings { clock: Arc::new(Fast(100)), ..LeaseSettings::default() };
-            let elsewhere = World::under(
-                pool.node("controller").await.world.catalog,
-                "controller-1",
-                None,
-                lease,
-            );
-            let failpoints = elsewhere.catalog.bucket().failpoints().clone();
+            let elsewhere = pool.node("controller").await.world.beside_in_fast_time("controller-1");
+            let failpoints = elsewhere.failpoints().clone();
             failpoints.set(step, "pause").unwrap();
             let controller = elsewhere.controller.clone();
             let releasing =
@@ -264,7 +218,7 @@ fn a_release_by_force_that_comes_late_fences_nobody() {
                 );
             until_passed(&failpoints, step, 0).await;
             let theirs = later.open(volume).await;
-            create(&theirs, "from the journal").await;
+            top::create(&*theirs.fs, "from the journal").await;
             failpoints.set(step, "off").unwrap();
             println!(
                 "{step}: {:?}",
@@ -283,13 +237,12 @@ fn a_journal_that_was_given_up_never_comes_back() {
     super::run(async {
         let (pool, a, b, volume) = Pool::with_two_nodes().await;
         let open = a.open(volume).await;
-        write(&open, "kept", b"kept").await;
+        top::write(&*open.fs, "kept", b"kept").await;
         a.store.die();
-        create(&open, "unsynced").await;
-        let lease = LeaseSettings { clock: Arc::new(Fast(100)), ..LeaseSettings::default() };
-        let elsewhere = World::under(b.world.catalog.clone(), "controller-1", None, lease);
+        top::create(&*open.fs, "unsynced").await;
+        let elsewhere = b.world.beside_in_fast_time("controller-1");
         elsewhere.controller.release_volume(volume, ReleaseMode::Force).await.unwrap();
-        assert_eq!(owner(&b.world.catalog, volume).await, None);
+        assert_eq!(b.owner(volume.dataset).await, None);
         // The machine comes back: another process, on the same folder of journals.
         open.fs.give_up(zerofs_csi::fs::FsError::Fenced);
         let journals = a.journals.clone();

@@ -1,13 +1,13 @@
 //! A volume keeps its place in the process until its record says released, and what a session
 //! owns and does not have open is released (R33).
 
-use crate::fault::{Fault, Op, Rule, quick};
-use crate::leases::{LEASE, Node, Pool, name, patiently, two_nodes, write};
+use crate::leases::{LEASE, Node, Pool, patiently, two_nodes};
+use crate::support::fault::{Fault, Op, Rule, quick};
+use crate::support::files::top;
 use std::sync::Arc;
 use std::time::Duration;
-use zerofs_csi::control::takeover;
 use zerofs_csi::fs::FsError;
-use zerofs_csi::fs::api::{Caller, CreateHow, FileSystem, SetAttr};
+use zerofs_csi::fs::api::FileSystem;
 use zerofs_csi::types::VolumeHandle;
 use zerofs_csi::volume::{CloseReason, Closing, VolumeError};
 
@@ -24,9 +24,8 @@ async fn released(node: &Node, volume: VolumeHandle, when: &str) {
 
 async fn has(node: &Node, volume: VolumeHandle, file: &str) -> bool {
     let open = node.open(volume).await;
-    let found = open.fs.lookup(&Caller::root(), open.fs.root(), file.as_bytes()).await.is_ok();
-    drop(open);
-    node.world.volumes.close(volume.dataset).await.unwrap();
+    let found = top::has(&*open.fs, file).await;
+    node.world.close(open).await;
     found
 }
 
@@ -37,7 +36,7 @@ fn whoever_wants_a_volume_that_is_being_released_waits_for_the_record() {
         for unused in [false, true] {
             let (a, b, volume) = two_nodes().await;
             let open = a.open(volume).await;
-            write(&open, "kept", b"x").await;
+            top::write(&*open.fs, "kept", b"x").await;
             drop(open);
             a.store.clear_log();
             a.store.script(
@@ -67,10 +66,10 @@ fn whoever_wants_a_volume_that_is_being_released_waits_for_the_record() {
             let open = a.open(volume).await;
             closing.await.unwrap().unwrap();
             let owner = a.owner(volume.dataset).await.expect("an open volume is not released");
-            assert_eq!(owner.session, a.world.volumes.settings().session);
+            assert_eq!(owner.session, a.world.session());
             let refused = b.world.volumes.open(&b.world.catalog, volume.dataset).await;
             assert!(matches!(refused, Err(VolumeError::Owned { .. })), "without waiting");
-            write(&open, "later", b"y").await;
+            top::write(&*open.fs, "later", b"y").await;
         }
     });
 }
@@ -97,22 +96,16 @@ fn a_close_that_fails_holds_its_calls_and_is_retried_by_itself() {
             for unused in [false, true] {
                 let (a, b, volume) = two_nodes().await;
                 let open = a.open(volume).await;
-                let how = CreateHow::Guarded(SetAttr::default());
                 // In the journal; when it reaches the store is nobody's concern.
-                open.fs.create(&Caller::root(), open.fs.root(), &name("made"), how).await.unwrap();
+                top::create(&*open.fs, "made").await;
                 let served = open.exported.clone();
                 drop(open);
                 // Where the volume has to be opened again for its journal, that fails once, too.
-                a.world
-                    .catalog
-                    .bucket()
-                    .failpoints()
-                    .set("volume.close.recover", "1*return->off")
-                    .unwrap();
+                a.world.failpoints().set("volume.close.recover", "1*return->off").unwrap();
                 match rule.clone() {
                     Some(rule) => a.store.script(rule),
                     None => {
-                        a.world.catalog.bucket().failpoints().set(step, "1*return->off").unwrap();
+                        a.world.failpoints().set(step, "1*return->off").unwrap();
                     }
                 }
                 let volumes = &a.world.volumes;
@@ -148,22 +141,20 @@ fn a_volume_whose_close_failed_is_opened_again() {
         ] {
             let pool = Pool::new().await;
             let a = pool.node("node-a").await;
-            let volume = a.world.create("v", None).await.unwrap().handle;
+            let volume = a.world.volume("v").await;
             let open = a.open(volume).await;
-            let how = CreateHow::Guarded(SetAttr::default());
-            open.fs.create(&Caller::root(), open.fs.root(), &name("made"), how).await.unwrap();
+            top::create(&*open.fs, "made").await;
             drop(open);
-            a.world.catalog.bucket().failpoints().set(step, "1*return->off").unwrap();
+            a.world.failpoints().set(step, "1*return->off").unwrap();
             assert!(
                 a.world.volumes.close_for(volume.dataset, CloseReason::Unused).await.is_err(),
                 "{step}"
             );
             let open = a.open(volume).await;
-            open.fs.lookup(&Caller::root(), open.fs.root(), b"made").await.unwrap();
+            assert!(top::has(&*open.fs, "made").await, "{step}");
             assert!(a.owner(volume.dataset).await.is_some(), "{step}");
             patiently(|| open.fs.getattr(open.fs.root())).await.unwrap();
-            drop(open);
-            a.world.volumes.close(volume.dataset).await.unwrap();
+            a.world.close(open).await;
             assert_eq!(a.owner(volume.dataset).await, None, "{step}");
         }
     });
@@ -179,8 +170,8 @@ fn what_a_session_owns_and_does_not_have_open_is_released() {
             let a = pool
                 .node_within("node-a", LEASE, Arc::new(tempfile::tempdir().unwrap()), quick())
                 .await;
-            let volume = a.world.create("v", None).await.unwrap().handle;
-            let other = a.world.create("other", None).await.unwrap().handle;
+            let volume = a.world.volume("v").await;
+            let other = a.world.volume("other").await;
             let _alive = a.open(other).await;
             let (catalog, volumes) = (&a.world.catalog, &a.world.volumes);
             let failpoints = catalog.bucket().failpoints().clone();
@@ -236,7 +227,7 @@ fn what_a_session_owns_and_does_not_have_open_is_released() {
 fn a_request_to_hand_over_is_answered_by_an_owner_that_does_not_have_it_open() {
     super::run(async {
         let (a, b, volume) = two_nodes().await;
-        let other = a.world.create("other", None).await.unwrap().handle;
+        let other = a.world.volume("other").await;
         let alive = a.open(other).await;
         let mine = a.owner(other.dataset).await;
         a.world
@@ -248,16 +239,7 @@ fn a_request_to_hand_over_is_answered_by_an_owner_that_does_not_have_it_open() {
             .await
             .unwrap();
         let mailbox = a.world.serve_mailbox(Duration::from_millis(20));
-        let pool_b = b.world.controller.pools().get(None).unwrap();
-        let theirs = takeover::open(
-            pool_b,
-            &b.world.volumes,
-            &Default::default(),
-            volume.dataset,
-            Duration::from_secs(60),
-        )
-        .await
-        .unwrap();
+        let theirs = b.world.take(volume, Duration::from_secs(60)).await.unwrap();
         drop((theirs, alive));
         mailbox.stop().await;
     });

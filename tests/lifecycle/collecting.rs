@@ -1,20 +1,16 @@
 //! Collectors of several processes in one pool.
 
 use super::{Driven, World};
+use crate::support::world::until_passed;
 use std::sync::Arc;
 use std::time::Duration;
 use zerofs_csi::bucket::{Bucket, Limits};
 use zerofs_csi::catalog::{Catalog, CollectorClaim};
-use zerofs_csi::control::{Collected, Collector, ExclusiveCollection, Others};
+use zerofs_csi::control::{Collected, ExclusiveCollection, Others};
 use zerofs_csi::types::SessionId;
-use zerofs_csi::volume::LeaseSettings;
-
-fn collector(world: &World) -> Collector {
-    world.controller.collector(world.controller.pools().iter().next().unwrap())
-}
 
 async fn alone(world: &World) -> Option<Collected> {
-    match collector(world).collect_exclusively().await.unwrap() {
+    match world.collector().collect_exclusively().await.unwrap() {
         ExclusiveCollection::Done(done) => Some(done),
         ExclusiveCollection::HeldBy(node) => {
             assert_eq!(node, "controller-1");
@@ -26,8 +22,7 @@ async fn alone(world: &World) -> Option<Collected> {
 /// A process with a clock of its own.
 fn process(catalog: &Catalog, node: &str) -> (World, Arc<Driven>) {
     let clock = Arc::new(Driven::default());
-    let lease = LeaseSettings { clock: clock.clone(), ..LeaseSettings::default() };
-    (World::under(catalog.clone(), node, None, lease), clock)
+    (World::builder(node).clock(clock.clone()).on(catalog.clone()), clock)
 }
 
 async fn write_claim(catalog: &Catalog, holder: Option<SessionId>) {
@@ -41,7 +36,7 @@ fn one_process_collects_at_a_time_and_one_that_died_keeps_nobody_from_it() {
     super::run(async {
         let catalog = Catalog::create(Bucket::memory(), None).await.unwrap();
         let (world, clock) = process(&catalog, "controller-2");
-        let volume = world.create("v", None).await.unwrap().handle;
+        let volume = world.volume("v").await;
         world.write(volume, "file", &[1; 100_000]).await;
         let died = Some(SessionId::random());
         write_claim(&catalog, died).await;
@@ -66,7 +61,7 @@ fn what_needs_no_reading_needs_no_claim() {
     super::run(async {
         let catalog = Catalog::create(Bucket::memory(), None).await.unwrap();
         let (world, _) = process(&catalog, "controller-2");
-        let volume = world.create("v", None).await.unwrap().handle;
+        let volume = world.volume("v").await;
         world.write(volume, "file", &[1; 100_000]).await;
         assert!(alone(&world).await.is_some());
         write_claim(&catalog, Some(SessionId::random())).await;
@@ -85,9 +80,9 @@ fn whoever_finds_that_another_has_collected_does_not_collect() {
         let catalog = Catalog::create(Bucket::memory(), None).await.unwrap();
         let (one, _) = process(&catalog, "controller-1");
         let (two, _) = process(&catalog, "controller-2");
-        let volume = one.create("v", None).await.unwrap().handle;
+        let volume = one.volume("v").await;
         let another =
-            async |world: &World| collector(world).others().await.unwrap() == Others::Collected;
+            async |world: &World| world.collector().others().await.unwrap() == Others::Collected;
         assert!(!another(&one).await && !another(&two).await, "nobody has");
         one.write(volume, "file", &[1; 100_000]).await;
         assert!(alone(&one).await.is_some());
@@ -100,23 +95,21 @@ fn whoever_finds_that_another_has_collected_does_not_collect() {
 /// deletion, looks at the claim again and again, and at nothing else.
 #[test]
 fn whoever_waits_for_another_collection_lists_nothing_but_its_claim() {
-    crate::setup::paused(|| async {
+    super::paused(|| async {
         let catalog = Catalog::create(Bucket::memory(), None).await.unwrap();
         // Another process's bucket: with a count of requests of its own.
         let bucket = catalog.bucket().clone().with_limits(Limits::default());
         let (one, _) = process(&catalog, "controller-1");
         let (two, _) = process(&Catalog::open(bucket.clone(), None).await.unwrap(), "controller-2");
-        let volume = one.create("v", None).await.unwrap().handle;
+        let volume = one.volume("v").await;
         one.write(volume, "file", &[1; 100_000]).await;
         let failpoints = catalog.bucket().failpoints();
         failpoints.set("collect.marked", "1*pause->off").unwrap();
         let collecting = tokio::spawn(async move { alone(&one).await });
-        while !failpoints.passed().contains_key("collect.marked") {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
+        until_passed(failpoints, "collect.marked", 0).await;
         let before = bucket.requests();
         assert_eq!(
-            collector(&two).others().await.unwrap(),
+            two.collector().others().await.unwrap(),
             Others::Collecting("controller-1".to_owned())
         );
         let look = bucket.requests() - before;
@@ -126,7 +119,7 @@ fn whoever_waits_for_another_collection_lists_nothing_but_its_claim() {
 
         let before = bucket.requests();
         let waiting = tokio::spawn(async move {
-            collector(&two).collect_or_wait(Duration::from_secs(60)).await.unwrap()
+            two.collector().collect_or_wait(Duration::from_secs(60)).await.unwrap()
         });
         tokio::time::sleep(Duration::from_secs(30)).await;
         let made = bucket.requests() - before;
@@ -153,16 +146,16 @@ fn a_failure_leaves_a_claim_that_its_process_takes_again() {
         ] {
             let catalog = Catalog::create(Bucket::memory(), None).await.unwrap();
             let (world, _) = process(&catalog, "controller-1");
-            let volume = world.create("v", None).await.unwrap().handle;
+            let volume = world.volume("v").await;
             world.write(volume, "file", &[1; 100_000]).await;
             world.controller.delete_volume(volume).await.unwrap();
             catalog.bucket().failpoints().set(step, "1*return").unwrap();
-            assert!(collector(&world).collect_exclusively().await.is_err(), "{step}");
+            assert!(world.collector().collect_exclusively().await.is_err(), "{step}");
             assert!(alone(&world).await.is_some(), "{step}");
             assert_eq!(catalog.bucket().list("vol/").await.unwrap(), Vec::new(), "{step}");
             let holder = catalog.collector_claim().await.unwrap().unwrap().record.holder;
             // A claim that could not be released expires; its own process goes on with it.
-            let kept = (step == "collect.claim-released").then(|| world.volumes.settings().session);
+            let kept = (step == "collect.claim-released").then(|| world.session());
             assert_eq!(holder, kept, "{step}");
         }
     });

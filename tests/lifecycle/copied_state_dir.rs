@@ -2,39 +2,24 @@
 //! and are not; and one that was started anew (R26).
 
 use super::{Driven, World};
-use crate::leases::{LEASE, Node, Pool, name, write};
+use crate::leases::{LEASE, Node, Pool};
+use crate::support::clock::Booted;
+use crate::support::files::top;
+use crate::support::world::until_passed;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use zerofs_csi::fs::FsError;
-use zerofs_csi::fs::api::{Caller, CreateHow, FileSystem, SetAttr};
 use zerofs_csi::types::VolumeHandle;
-use zerofs_csi::volume::{Clock, LeaseSettings, VolumeError, VolumeGuard};
-
-/// The clock of one run of a machine.
-struct Run {
-    clock: Arc<Driven>,
-    boot: &'static str,
-}
-
-impl Clock for Run {
-    fn now(&self) -> Duration {
-        self.clock.now()
-    }
-
-    fn boot(&self) -> Option<String> {
-        Some(self.boot.to_owned())
-    }
-}
+use zerofs_csi::volume::{Clock, VolumeError, VolumeGuard};
 
 /// A process of a machine, on a folder of journals.
 async fn process(pool: &Pool, folder: &Path, boot: &'static str, lease: Duration) -> Node {
     let node = pool.node("node-a").await;
     let clock = Arc::new(Driven::default());
-    let settings = LeaseSettings { lease, clock: Arc::new(Run { clock: clock.clone(), boot }) };
-    let world =
-        World::under(node.world.catalog.clone(), "node-a", Some(folder.to_owned()), settings);
-    Node { world, clock, ..node }
+    let booted = Arc::new(Booted { clock: clock.clone(), boot });
+    let world = World::builder("node-a").journals(folder).clock(booted).lease(lease);
+    Node { world: world.on(node.world.catalog.clone()), clock, ..node }
 }
 
 fn copy(from: &Path, to: &Path) {
@@ -43,11 +28,6 @@ fn copy(from: &Path, to: &Path) {
         let to = to.join(entry.file_name().unwrap());
         if entry.is_dir() { copy(&entry, &to) } else { assert!(std::fs::copy(&entry, &to).is_ok()) }
     }
-}
-
-async fn create(open: &VolumeGuard, file: &str) {
-    let how = CreateHow::Guarded(SetAttr::default());
-    open.fs.create(&Caller::root(), open.fs.root(), &name(file), how).await.unwrap();
 }
 
 /// As a machine that loses its power: nothing that it sends reaches the store.
@@ -64,24 +44,19 @@ fn a_copied_state_folder_gives_no_right_to_the_volumes_of_the_first() {
         let (first, second) = (folders.path().join("first"), folders.path().join("second"));
         // A short lease on a clock that stands: it is renewed often, and never expires.
         let a = process(&pool, &first, "boot-1", Duration::from_millis(600)).await;
-        let volume = a.world.create("v", None).await.unwrap().handle;
+        let volume = a.world.volume("v").await;
         let open = a.open(volume).await;
-        create(&open, "journaled").await;
+        top::create(&*open.fs, "journaled").await;
         copy(&first, &second);
         let copied = process(&pool, &second, "boot-2", LEASE).await;
         let refused = copied.world.volumes.open(&copied.world.catalog, volume.dataset).await;
         assert!(matches!(refused, Err(VolumeError::Owned { .. })), "the first is alive");
-        write(&open, "later", b"x").await;
+        top::write(&*open.fs, "later", b"x").await;
         assert_eq!(
             copied.world.volumes.remove_obsolete_journals(&copied.world.catalog).await.unwrap(),
             0
         );
     });
-}
-
-async fn is_there(open: &VolumeGuard, file: &str) {
-    let found = open.fs.lookup(&Caller::root(), open.fs.root(), file.as_bytes()).await;
-    assert!(found.is_ok(), "{file}: {found:?}");
 }
 
 /// Retries: a volume that was given up unlocks its journal only after a while.
@@ -94,9 +69,9 @@ fn after_a_reboot_a_lease_is_waited_for_and_after_a_restart_it_is_not() {
     super::run(async {
         let (pool, folder) = (Pool::new().await, tempfile::tempdir().unwrap());
         let before = process(&pool, folder.path(), "boot-1", LEASE).await;
-        let volume = before.world.create("v", None).await.unwrap().handle;
+        let volume = before.world.volume("v").await;
         let opened = before.open(volume).await;
-        create(&opened, "before the power went").await;
+        top::create(&*opened.fs, "before the power went").await;
         lose_power(before, opened);
 
         let rebooted = process(&pool, folder.path(), "boot-2", LEASE).await;
@@ -111,15 +86,15 @@ fn after_a_reboot_a_lease_is_waited_for_and_after_a_restart_it_is_not() {
             waited
         });
         assert!(waited >= LEASE, "another machine might have been alive: {waited:?}");
-        is_there(&opened, "before the power went").await;
-        create(&opened, "before the crash").await;
+        assert!(top::has(&*opened.fs, "before the power went").await);
+        top::create(&*opened.fs, "before the crash").await;
         lose_power(rebooted, opened);
 
         let restarted = process(&pool, folder.path(), "boot-2", LEASE).await;
         let opened = open(&restarted, volume).await;
         assert_eq!(restarted.clock.now(), Duration::ZERO);
         for file in ["before the power went", "before the crash"] {
-            is_there(&opened, file).await;
+            assert!(top::has(&*opened.fs, file).await, "{file}");
         }
     });
 }
@@ -131,25 +106,23 @@ fn a_heartbeat_that_is_replaced_while_it_is_read_is_no_sign_of_an_end() {
         let (pool, folders) = (Pool::new().await, tempfile::tempdir().unwrap());
         let (first, second) = (folders.path().join("first"), folders.path().join("second"));
         let a = process(&pool, &first, "boot-1", Duration::from_millis(300)).await;
-        let volume = a.world.create("v", None).await.unwrap().handle;
+        let volume = a.world.volume("v").await;
         let owned = a.open(volume).await;
         copy(&first, &second);
         let copied = process(&pool, &second, "boot-2", LEASE).await;
-        let failpoints = copied.world.catalog.bucket().failpoints();
+        let failpoints = copied.world.failpoints();
         failpoints.set("catalog.heartbeat.listed", "1*pause->off").unwrap();
         let opening = tokio::spawn({
             let (volumes, catalog) = (copied.world.volumes.clone(), copied.world.catalog.clone());
             async move { volumes.open(&catalog, volume.dataset).await.map(drop) }
         });
-        while !failpoints.passed().contains_key("catalog.heartbeat.listed") {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
+        until_passed(failpoints, "catalog.heartbeat.listed", 0).await;
         // Longer than the interval of its renewals.
         tokio::time::sleep(Duration::from_millis(500)).await;
         failpoints.set("catalog.heartbeat.listed", "off").unwrap();
         let refused = opening.await.unwrap();
         assert!(matches!(refused, Err(VolumeError::Owned { .. })), "{refused:?}");
-        create(&owned, "still mine").await;
+        top::create(&*owned.fs, "still mine").await;
         owned.fs.sync().await.unwrap();
     });
 }

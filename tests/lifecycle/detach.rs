@@ -7,18 +7,17 @@ use zerofs_csi::control::Source;
 use zerofs_csi::types::VolumeHandle;
 
 async fn objects(world: &World, volume: VolumeHandle) -> usize {
-    world.catalog.bucket().list(&format!("vol/{}", volume.dataset.incarnation)).await.unwrap().len()
+    world.bucket().list(&format!("vol/{}", volume.dataset.incarnation)).await.unwrap().len()
 }
 
 /// Origin, its snapshot, and a clone of the clone.
 async fn family(world: &World) -> (VolumeHandle, VolumeHandle, VolumeHandle) {
-    let source = world.create("source", None).await.unwrap().handle;
+    let source = world.volume("source").await;
     world.write(source, "a", &data(1, 200_000)).await;
-    let cut =
-        world.controller.create_csi_snapshot(source, "cut".parse().unwrap()).await.unwrap().handle;
-    let clone = world.create("clone", Some(Source::Snapshot(cut))).await.unwrap().handle;
+    let cut = world.csi_snapshot(source, "cut").await;
+    let clone = world.copy("clone", Source::Snapshot(cut)).await;
     world.write(clone, "b", &data(2, 100_000)).await;
-    let second = world.create("second", Some(Source::Volume(clone))).await.unwrap().handle;
+    let second = world.copy("second", Source::Volume(clone)).await;
     world.controller.delete_snapshot(cut).await.unwrap();
     world.controller.delete_volume(source).await.unwrap();
     (source, clone, second)
@@ -42,7 +41,7 @@ async fn origin_goes(step: Option<&str>) {
     let world = World::new().await;
     let (source, clone, second) = family(&world).await;
     if let Some(step) = step {
-        world.catalog.bucket().failpoints().set(step, "1*return").unwrap();
+        world.failpoints().set(step, "1*return").unwrap();
         world.collect().await;
     }
     let done = world.collect().await;
@@ -87,7 +86,7 @@ fn the_owner_detaches_what_it_has_open() {
     super::run(async {
         let world = World::new().await;
         let (source, clone, second) = family(&world).await;
-        let node = World::on(world.catalog.clone(), "node-b");
+        let node = world.beside("node-b");
         let open = node.open(clone).await;
         let mailbox = node.serve_mailbox(Duration::from_millis(20));
         // The detach begins at once, and keeps the origin for its readers for some minutes: until
@@ -109,8 +108,7 @@ fn the_owner_detaches_what_it_has_open() {
         };
         assert!(held.contains("readers for some minutes"), "{held}");
         assert!(objects(&world, source).await > 0);
-        drop(open);
-        node.volumes.close(clone.dataset).await.unwrap();
+        node.close(open).await;
         mailbox.stop().await;
         assert_whole(&world, clone).await;
         assert_whole(&world, second).await;
@@ -121,7 +119,7 @@ fn the_owner_detaches_what_it_has_open() {
 fn requests_of_the_dead_are_collected() {
     super::run(async {
         let world = World::new().await;
-        let bucket = world.catalog.bucket();
+        let bucket = world.bucket();
         for key in ["nodes/gone/request/x", "nodes/gone/reply/x", "nodes/gone/heartbeat"] {
             bucket.put(key, bytes::Bytes::from_static(b"{}")).await.unwrap();
         }

@@ -1,64 +1,14 @@
 //! Differences between two snapshots, compared with trees that were read whole.
 
 use super::{World, data, run};
-use bytes::Bytes;
+use crate::support::files::{Tree, name, top, tree, write_at};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use std::collections::{BTreeMap, BTreeSet};
 use zerofs_csi::fs::api::*;
 use zerofs_csi::fs::{Aspect, Difference, FsError, PathDifference, compare};
-use zerofs_csi::types::{EntryName, SnapshotHandle};
+use zerofs_csi::types::SnapshotHandle;
 use zerofs_csi::volume::{ExportedFs, RootReader};
-
-#[derive(Clone, Debug, PartialEq)]
-struct Object {
-    file: FileRef,
-    kind: FileKind,
-    mode: u32,
-    uid: u32,
-    content: Vec<u8>,
-}
-
-type Tree = BTreeMap<String, Object>;
-
-fn name(text: &str) -> EntryName {
-    EntryName::try_from(text.as_bytes()).unwrap()
-}
-
-async fn tree(fs: &ExportedFs) -> Tree {
-    let (caller, mut found) = (Caller::root(), Tree::new());
-    let mut waiting = vec![(String::new(), fs.root())];
-    let limit = ListLimit { entries: 1000, bytes: 1 << 20, entry_bytes: 32, with_attr: false };
-    while let Some((path, dir)) = waiting.pop() {
-        for entry in fs.readdir(&caller, dir, DirCookie(0), limit).await.unwrap().entries {
-            if entry.name == "." || entry.name == ".." {
-                continue;
-            }
-            let (attr, _) = fs.lookup(&caller, dir, &entry.name).await.unwrap();
-            let path = format!("{path}/{}", String::from_utf8_lossy(&entry.name));
-            let content = match attr.kind {
-                FileKind::Regular => {
-                    fs.read(&caller, attr.file, 0, 1 << 20).await.unwrap().data.concat()
-                }
-                _ => Vec::new(),
-            };
-            if attr.kind == FileKind::Directory {
-                waiting.push((path.clone(), attr.file));
-            }
-            found.insert(
-                path,
-                Object {
-                    file: attr.file,
-                    kind: attr.kind,
-                    mode: attr.mode,
-                    uid: attr.uid,
-                    content,
-                },
-            );
-        }
-    }
-    found
-}
 
 async fn differences(
     world: &World,
@@ -124,9 +74,9 @@ fn check(before: &Tree, after: &Tree, found: &[PathDifference], what: &str) {
         let told = changed.get(path).cloned().unwrap_or_default();
         let must = [
             (then.content != now.content, Aspect::Content),
-            (then.mode != now.mode, Aspect::Mode),
-            (then.uid != now.uid, Aspect::Owner),
-            (then.file != now.file, Aspect::Replaced),
+            (then.attr.mode != now.attr.mode, Aspect::Mode),
+            (then.attr.uid != now.attr.uid, Aspect::Owner),
+            (then.attr.file != now.attr.file, Aspect::Replaced),
         ];
         for (differs, aspect) in must {
             assert_eq!(told.contains(&aspect), differs, "{what}: {path} ({aspect:?}): {found:#?}");
@@ -138,13 +88,13 @@ fn check(before: &Tree, after: &Tree, found: &[PathDifference], what: &str) {
 
 /// One random change; what cannot be done is not done.
 async fn change(fs: &ExportedFs, rng: &mut StdRng, seed: u64) {
-    let now = tree(fs).await;
+    let now = tree(fs, fs.root()).await.unwrap();
     let caller = Caller::root();
     let mut dirs = vec![(String::new(), fs.root())];
     dirs.extend(
         now.iter()
-            .filter(|(_, o)| o.kind == FileKind::Directory)
-            .map(|(path, o)| (path.clone(), o.file)),
+            .filter(|(_, o)| o.attr.kind == FileKind::Directory)
+            .map(|(path, o)| (path.clone(), o.attr.file)),
     );
     let any = |rng: &mut StdRng| {
         now.iter()
@@ -166,21 +116,13 @@ async fn change(fs: &ExportedFs, rng: &mut StdRng, seed: u64) {
             });
             if let Ok(made) = fs.create(&caller, dir, &new, how).await {
                 let len = rng.random_range(1..9000);
-                fs.write(
-                    &caller,
-                    made.attr.file,
-                    0,
-                    Bytes::from(data(seed, len)),
-                    Stability::Unstable,
-                )
-                .await
-                .unwrap();
+                write_at(fs, made.attr.file, 0, &data(seed, len)).await;
             }
         }
         (3, _) => drop(fs.mkdir(&caller, dir, &new, SetAttr::default()).await),
         (4, Some((path, object))) => {
             let (at, last) = place(&path);
-            match object.kind {
+            match object.attr.kind {
                 FileKind::Directory => drop(fs.rmdir(&caller, at, &last).await),
                 _ => drop(fs.remove(&caller, at, &last).await),
             }
@@ -195,21 +137,14 @@ async fn change(fs: &ExportedFs, rng: &mut StdRng, seed: u64) {
                 uid: Some(rng.random_range(0..3)),
                 ..SetAttr::default()
             };
-            drop(fs.setattr(&caller, object.file, set, None).await);
+            drop(fs.setattr(&caller, object.attr.file, set, None).await);
         }
-        (8, Some((_, object))) if object.kind == FileKind::Regular => {
-            fs.write(
-                &caller,
-                object.file,
-                rng.random_range(0..5000),
-                Bytes::from(data(seed + 7, 50)),
-                Stability::Unstable,
-            )
-            .await
-            .unwrap();
+        (8, Some((_, object))) if object.attr.kind == FileKind::Regular => {
+            let at = rng.random_range(0..5000);
+            write_at(fs, object.attr.file, at, &data(seed + 7, 50)).await;
         }
-        (_, Some((_, object))) if object.kind == FileKind::Regular => {
-            drop(fs.link(&caller, object.file, dir, &new).await);
+        (_, Some((_, object))) if object.attr.kind == FileKind::Regular => {
+            drop(fs.link(&caller, object.attr.file, dir, &new).await);
         }
         _ => {}
     }
@@ -226,9 +161,8 @@ fn random_changes_are_told_wholly() {
                 for n in 0..25 {
                     change(&open.exported, &mut rng, seed * 1000 + n).await;
                 }
-                let cut = format!("s{round}").parse().unwrap();
-                let cut = world.controller.create_snapshot(volume, cut).await.unwrap().handle;
-                let now = tree(&open.exported).await;
+                let cut = world.snapshot(volume, &format!("s{round}")).await;
+                let now = tree(&*open.exported, open.exported.root()).await.unwrap();
                 if let Some((before, then)) = &last {
                     let what = format!("seed {seed}, round {round}");
                     check(then, &now, &differences(&world, *before, cut).await, &what);
@@ -242,8 +176,7 @@ fn random_changes_are_told_wholly() {
                 }
                 last = Some((cut, now));
             }
-            drop(open);
-            world.volumes.close(volume.dataset).await.unwrap();
+            world.close(open).await;
         }
     });
 }
@@ -253,31 +186,24 @@ fn random_changes_are_told_wholly() {
 fn a_large_directory_is_compared_in_pages() {
     run(async {
         let (world, volume, open) = World::with_open().await;
-        let (fs, caller) = (&open.exported, Caller::root());
-        let how = CreateHow::Unchecked(SetAttr { mode: Some(0o600), ..SetAttr::default() });
+        let (fs, caller) = (&*open.exported, Caller::root());
         let mut made = Vec::new();
         for n in 0..2500 {
-            made.push(
-                fs.create(&caller, fs.root(), &name(&format!("file {n}")), how)
-                    .await
-                    .unwrap()
-                    .attr
-                    .file,
-            );
+            made.push(top::create(fs, &format!("file {n}")).await);
         }
         let first = world.snapshot(volume, "first").await;
         for n in (0..2500).step_by(50) {
             fs.remove(&caller, fs.root(), &name(&format!("file {n}"))).await.unwrap();
-            fs.create(&caller, fs.root(), &name(&format!("new {n}")), how).await.unwrap();
-            let set = SetAttr { mode: Some(0o640), ..SetAttr::default() };
+            top::create(fs, &format!("new {n}")).await;
+            let set = SetAttr { mode: Some(0o600), ..SetAttr::default() };
             fs.setattr(&caller, made[n + 1], set, None).await.unwrap();
             let (from, to) = (name(&format!("file {}", n + 2)), name(&format!("moved {n}")));
             fs.rename(&caller, (fs.root(), &from), (fs.root(), &to)).await.unwrap();
         }
         let second = world.snapshot(volume, "second").await;
-        let requests = world.catalog.bucket().requests().get;
+        let requests = world.bucket().requests().get;
         let found = differences(&world, first, second).await;
-        println!("{} GETs for 2 x 2,500 entries", world.catalog.bucket().requests().get - requests);
+        println!("{} GETs for 2 x 2,500 entries", world.bucket().requests().get - requests);
         let count =
             |is: fn(&Difference) -> bool| found.iter().filter(|one| is(&one.difference)).count();
         assert_eq!(count(|d| matches!(d, Difference::Added)), 50);
@@ -288,8 +214,7 @@ fn a_large_directory_is_compared_in_pages() {
         );
         assert_eq!(count(|d| *d == Difference::Changed(vec![Aspect::Mode])), 50);
         assert_eq!(found.len(), 201, "and the directory itself");
-        drop(open);
-        world.volumes.close(volume.dataset).await.unwrap();
+        world.close(open).await;
     });
 }
 
@@ -298,22 +223,15 @@ fn a_large_directory_is_compared_in_pages() {
 fn bytes_that_changed_under_an_old_mtime_are_told() {
     run(async {
         let (world, volume, open) = World::with_open().await;
-        let (fs, caller) = (&open.exported, Caller::root());
-        let how = CreateHow::Unchecked(SetAttr { mode: Some(0o600), ..SetAttr::default() });
+        let (fs, caller) = (&*open.exported, Caller::root());
         let mut made = Vec::new();
         for n in ["written", "touched", "closed"] {
-            let file = fs.create(&caller, fs.root(), &name(n), how).await.unwrap().attr.file;
-            fs.write(&caller, file, 0, Bytes::from(data(3, 300_000)), Stability::FileSync)
-                .await
-                .unwrap();
-            made.push(file);
+            made.push(top::write(fs, n, &data(3, 300_000)).await);
         }
         open.fs.sync().await.unwrap();
         let first = world.snapshot(volume, "first").await;
         let before = fs.getattr(made[0]).await.unwrap();
-        fs.write(&caller, made[0], 150_000, Bytes::from_static(b"other"), Stability::FileSync)
-            .await
-            .unwrap();
+        write_at(fs, made[0], 150_000, b"other").await;
         let back = SetAttr {
             atime: SetTime::To(before.atime),
             mtime: SetTime::To(before.mtime),
@@ -338,7 +256,6 @@ fn bytes_that_changed_under_an_old_mtime_are_told() {
             found,
             expected.map(|(path, aspect)| (path.to_owned(), Difference::Changed(vec![aspect])))
         );
-        drop(open);
-        world.volumes.close(volume.dataset).await.unwrap();
+        world.close(open).await;
     });
 }

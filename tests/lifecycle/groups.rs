@@ -1,7 +1,8 @@
 //! Group snapshots: one point in time over volumes of several processes, all of it or nothing.
 
-use super::World;
-use super::setup::Mailbox;
+use super::{World, size};
+use crate::support::files::{read, top};
+use crate::support::world::{Mailbox, until_passed};
 use bytes::Bytes;
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -9,22 +10,16 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 use tokio::task::JoinSet;
 use zerofs_csi::bucket::Bucket;
-use zerofs_csi::catalog::{Catalog, State};
-use zerofs_csi::control::{ControlError, Controller, GroupInfo, Pools, Source};
+use zerofs_csi::catalog::State;
+use zerofs_csi::control::{ControlError, Controller, GroupInfo, Source};
 use zerofs_csi::fs::api::*;
 use zerofs_csi::fs::{FREEZE_MAX, Fs};
-use zerofs_csi::types::{
-    Class, Classify, EntryName, GroupHandle, SnapshotHandle, Timestamp, VolumeHandle,
-};
+use zerofs_csi::types::{Class, Classify, GroupHandle, SnapshotHandle, Timestamp, VolumeHandle};
 use zerofs_csi::volume::{RootReader, VolumeGuard};
 
 /// Bytes of a stamp.
 const STAMP: u64 = 8;
 const POLL: Duration = Duration::from_millis(500);
-
-fn size() -> usize {
-    std::env::var("ZEROFS_TEST_SIZE").ok().and_then(|text| text.parse().ok()).unwrap_or(1)
-}
 
 /// Four volumes of three processes, and a controller in a fourth that has none open.
 struct Cluster {
@@ -37,15 +32,12 @@ struct Cluster {
 
 impl Cluster {
     async fn new() -> Self {
-        let catalog = Catalog::create(Bucket::memory(), None).await.unwrap();
-        let controller = World::on(catalog.clone(), "controller");
-        let nodes: Vec<World> = ["node-a", "node-b", "node-c"]
-            .into_iter()
-            .map(|node| World::on(catalog.clone(), node))
-            .collect();
+        let controller = World::builder("controller").create(Bucket::memory()).await;
+        let nodes: Vec<World> =
+            ["node-a", "node-b", "node-c"].map(|node| controller.beside(node)).into();
         let (mut volumes, mut open) = (vec![], vec![]);
         for (n, at) in [0, 0, 1, 2].into_iter().enumerate() {
-            let volume = controller.create(&format!("v{n}"), None).await.unwrap().handle;
+            let volume = controller.volume(&format!("v{n}")).await;
             open.push(nodes[at].open(volume).await);
             volumes.push(volume);
         }
@@ -63,7 +55,7 @@ impl Cluster {
         }
         drop(self.open);
         for node in &self.nodes {
-            node.volumes.close_all().await.unwrap();
+            node.close_all().await;
         }
     }
 }
@@ -114,8 +106,8 @@ impl Stamps {
         }
     }
 
-    /// Checks that the cut has every stamp that was acknowledged before one of its stamps was begun;
-    /// otherwise says which it lacks.
+    /// Checks that the cut has every stamp that was acknowledged before one of its stamps was
+    /// begun; otherwise says which it lacks.
     fn check(&self, cut: &[BTreeSet<u64>], written: &[BTreeSet<u64>]) -> Result<(), String> {
         let at = self.at.lock();
         let newest = cut.iter().flatten().max_by_key(|stamp| at[**stamp as usize - 1].0);
@@ -140,33 +132,14 @@ fn stamps_in(bytes: &[u8]) -> BTreeSet<u64> {
     stamps.filter(|stamp| *stamp != 0).collect()
 }
 
-async fn whole(fs: &impl FileSystem, file: FileRef) -> Vec<u8> {
-    let mut bytes = vec![];
-    loop {
-        let read = fs.read(&Caller::root(), file, bytes.len() as u64, 1 << 20).await.unwrap();
-        read.data.iter().for_each(|part| bytes.extend_from_slice(part));
-        if read.eof {
-            return bytes;
-        }
-    }
-}
-
 async fn stamps_of(world: &World, snapshot: SnapshotHandle) -> BTreeSet<u64> {
     let settings = world.volumes.settings();
     let (reader, _) =
         RootReader::snapshot(settings, &world.catalog, snapshot.snapshot).await.unwrap();
     let view = reader.into_view().await.unwrap();
-    let (file, _) =
-        view.files().lookup(&Caller::root(), view.files().root(), b"stamps").await.unwrap();
-    let bytes = whole(view.files(), file.file).await;
+    let bytes = top::content(view.files(), "stamps").await;
     view.close().await.unwrap();
     stamps_in(&bytes)
-}
-
-async fn new_file(open: &VolumeGuard, called: &str) -> FileRef {
-    let how = CreateHow::Unchecked(SetAttr { mode: Some(0o644), ..SetAttr::default() });
-    let name = EntryName::try_from(called.as_bytes()).unwrap();
-    open.fs.create(&Caller::root(), open.fs.root(), &name, how).await.unwrap().attr.file
 }
 
 /// The snapshots of volumes, in the order of these.
@@ -191,7 +164,7 @@ fn no_group_snapshot_of_volumes_in_use_is_torn() {
         let cluster = Cluster::new().await;
         let mut files = vec![];
         for open in &cluster.open {
-            files.push((open.fs.clone(), new_file(open, "stamps").await));
+            files.push((open.fs.clone(), top::create(&*open.fs, "stamps").await));
         }
         let files = Arc::new(files);
         let used: Arc<Vec<AtomicUsize>> =
@@ -220,7 +193,7 @@ fn no_group_snapshot_of_volumes_in_use_is_torn() {
 
         let mut written = vec![];
         for (fs, file) in files.iter() {
-            written.push(stamps_in(&whole(&**fs, *file).await));
+            written.push(stamps_in(&read(&**fs, *file).await));
         }
         let seen = async |cut: &Vec<SnapshotHandle>| {
             let mut seen = vec![];
@@ -234,7 +207,7 @@ fn no_group_snapshot_of_volumes_in_use_is_torn() {
         }
         assert!(seen(&one_by_one).await.is_err(), "the check sees no torn cut");
         let total = stamps.at.lock().len();
-        assert!(total > 100 * size(), "little was written: {total}");
+        assert!(total as u64 > 100 * size(), "little was written: {total}");
         println!(
             "{} group snapshots of 4 volumes of 3 processes over mailboxes, {total} stamps: frozen \
              {} ms at the median, {} ms at the 99th percentile; longest write {} ms",
@@ -254,15 +227,15 @@ async fn alone(volumes: usize) -> (World, Vec<VolumeHandle>, Vec<VolumeGuard>) {
     let world = World::new().await;
     let (mut handles, mut open) = (vec![], vec![]);
     for n in 0..volumes {
-        let volume = world.create(&format!("v{n}"), None).await.unwrap().handle;
+        let volume = world.volume(&format!("v{n}")).await;
         open.push(world.open(volume).await);
         handles.push(volume);
     }
-    let released = world.create("released", None).await.unwrap().handle;
+    let released = world.volume("released").await;
     world.write(released, "file", b"content").await;
     handles.push(released);
     // It was never opened.
-    handles.push(world.create("new", None).await.unwrap().handle);
+    handles.push(world.volume("new").await);
     (world, handles, open)
 }
 
@@ -362,7 +335,7 @@ const STEPS: &[&str] = &[
 fn a_failure_at_each_step_leaves_all_or_nothing() {
     super::run(async {
         let (world, volumes, open) = alone(1).await;
-        let failpoints = world.catalog.bucket().failpoints();
+        let failpoints = world.failpoints();
         for step in STEPS {
             let is_ready = matches!(*step, "control.group.ready" | "control.group.member");
             // In each of the attempts.
@@ -375,7 +348,7 @@ fn a_failure_at_each_step_leaves_all_or_nothing() {
                 false => assert_nothing_left(&world, step).await,
             }
             // Nobody waits.
-            let change = new_file(&open[0], step);
+            let change = top::create(&*open[0].fs, step);
             tokio::time::timeout(Duration::from_secs(1), change).await.expect("it is frozen");
             world.write(volumes[1], "after", b"x").await;
 
@@ -414,7 +387,7 @@ fn a_failure_at_each_step_leaves_all_or_nothing() {
 fn what_nobody_finishes_is_collected() {
     super::run(async {
         let (world, volumes, _open) = alone(1).await;
-        let failpoints = world.catalog.bucket().failpoints();
+        let failpoints = world.failpoints();
         let day = 25 * 3600 * 1_000_000_000;
         let aged = |at: Timestamp| Timestamp::from_nanos(at.as_nanos() - day);
         for step in STEPS {
@@ -478,29 +451,24 @@ fn a_broken_freeze_is_noticed() {
     super::run(async {
         for how in [Break::Closes, Break::Visits, Break::Moves, Break::Expires] {
             let (world, volumes, mut open) = alone(2).await;
-            let other = World::on(world.catalog.clone(), "node-b");
+            let other = world.beside("node-b");
             let mailbox = other.serve_mailbox(Duration::from_millis(20));
             let limit = Duration::from_millis(1500);
-            let controller = Arc::new(
-                Controller::new(Pools::one("p", world.catalog.clone()), world.volumes.clone())
-                    .with_freeze_limit(limit),
-            );
-            let failpoints = world.catalog.bucket().failpoints().clone();
+            let controller = Arc::new(world.another_controller().with_freeze_limit(limit));
+            let failpoints = world.failpoints().clone();
             failpoints.set("control.group.cut", "1*pause->off").unwrap();
             let making = tokio::spawn({
                 let (controller, volumes) = (controller.clone(), volumes.clone());
                 async move { group(&controller, &volumes, "g").await }
             });
-            while !failpoints.passed().contains_key("control.group.cut") {
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
+            until_passed(&failpoints, "control.group.cut", 0).await;
             let first = ids(&world).await;
             // Reads go on, and a change waits.
             let fs = open[0].fs.clone();
             fs.getattr(fs.root()).await.unwrap();
             let change = tokio::spawn({
                 let open = open[0].clone();
-                async move { new_file(&open, "late").await }
+                async move { top::create(&*open.fs, "late").await }
             });
             tokio::time::sleep(Duration::from_millis(50)).await;
             assert!(!change.is_finished(), "{how:?}");
@@ -516,7 +484,7 @@ fn a_broken_freeze_is_noticed() {
                     drop(open.pop());
                     world.volumes.close(moved.dataset).await.unwrap();
                     theirs = Some(other.open(moved).await);
-                    new_file(theirs.as_ref().unwrap(), "theirs").await;
+                    top::create(&*theirs.as_ref().unwrap().fs, "theirs").await;
                 }
                 Break::Expires => {
                     let begun = Instant::now();
@@ -538,38 +506,35 @@ fn a_broken_freeze_is_noticed() {
             assert_eq!(made.snapshots.len(), volumes.len());
             drop(theirs);
             mailbox.stop().await;
-            other.volumes.close_all().await.unwrap();
+            other.close_all().await;
         }
     });
 }
 
-/// An owner that does not answer: no snapshot is left, the others go on, and once it is replaced the
-/// group can be made.
+/// An owner that does not answer: no snapshot is left, the others go on, and once it is replaced
+/// the group can be made.
 #[test]
 fn an_owner_that_dies_leaves_nothing_of_a_group() {
     super::run(async {
         let mut cluster = Cluster::new().await;
-        let quick = Controller::new(
-            Pools::one("p", cluster.controller.catalog.clone()),
-            cluster.controller.volumes.clone(),
-        )
-        .with_freeze_limit(Duration::from_secs(3))
-        .with_owner_timeout(Duration::from_secs(5));
-        let failpoints = cluster.controller.catalog.bucket().failpoints().clone();
+        let quick = cluster
+            .controller
+            .another_controller()
+            .with_freeze_limit(Duration::from_secs(3))
+            .with_owner_timeout(Duration::from_secs(5));
+        let failpoints = cluster.controller.failpoints().clone();
         // It dies while all are frozen.
         failpoints.set("control.group.frozen", "1*pause->off").unwrap();
         let volumes = cluster.volumes.clone();
         let making = tokio::spawn(async move { (group(&quick, &volumes, "g").await, quick) });
-        while !failpoints.passed().contains_key("control.group.frozen") {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
+        until_passed(&failpoints, "control.group.frozen", 0).await;
         cluster.mailboxes.pop().unwrap().stop().await;
         failpoints.set("control.group.frozen", "off").unwrap();
         let (failed, quick) = making.await.unwrap();
         assert_eq!(failed.unwrap_err().class(), Class::Unavailable);
         assert_nothing_left(&cluster.controller, "its owner does not answer").await;
         for open in &cluster.open[..3] {
-            let change = new_file(open, "goes on");
+            let change = top::create(&*open.fs, "goes on");
             tokio::time::timeout(Duration::from_secs(5), change).await.expect("frozen for ever");
         }
         // It comes back.

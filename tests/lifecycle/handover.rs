@@ -2,34 +2,27 @@
 //! missing there, nothing is opened here any more.
 
 use super::World;
-use crate::fault::{Fault, FaultStore, Rule, quick};
-use object_store::memory::InMemory;
-use object_store::path::Path as Key;
+use crate::support::fault::{Fault, FaultStore, Rule};
+use crate::support::files::{top, write_at};
+use crate::support::world::until_passed;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
-use zerofs_csi::bucket::{Bucket, Requests};
+use zerofs_csi::bucket::Requests;
 use zerofs_csi::catalog::Catalog;
 use zerofs_csi::fs::FsError;
-use zerofs_csi::fs::api::{Caller, CreateHow, FileSystem, SetAttr, Stability};
-use zerofs_csi::types::{Class, Classify, EntryName, VolumeHandle};
-use zerofs_csi::volume::{Volume, VolumeError, VolumeSettings, Volumes};
+use zerofs_csi::types::{Class, Classify, VolumeHandle};
+use zerofs_csi::volume::{VolumeError, Volumes};
 
 const LIMIT: Duration = Duration::from_secs(30);
 
 /// A process of one node, with its journals.
 fn process(journals: &Path) -> Volumes {
-    Volumes::new(VolumeSettings {
-        journal_dir: Some(journals.to_owned()),
-        // Nothing reaches the store by itself.
-        flush_interval: Duration::from_secs(3600),
-        volumes_max: 8,
-        ..crate::setup::settings("node-a")
-    })
-}
-
-fn name(text: &str) -> EntryName {
-    EntryName::try_from(text.as_bytes()).unwrap()
+    // Nothing reaches the store by itself.
+    let hour = Duration::from_secs(3600);
+    World::builder("node-a")
+        .journals(journals)
+        .settings(|settings| settings.flush_interval = hour)
+        .volumes()
 }
 
 /// Runs the life of a process in a runtime of its own. Its end is the end of all its tasks: one
@@ -41,22 +34,11 @@ async fn life<T: Send + 'static>(life: impl Future<Output = T> + Send + 'static)
     result
 }
 
-async fn make(volume: &Volume, file: &str) {
-    let how = CreateHow::Guarded(SetAttr { mode: Some(0o644), ..SetAttr::default() });
-    volume.fs.create(&Caller::root(), volume.fs.root(), &name(file), how).await.unwrap();
-}
-
 async fn is_there(volumes: &Volumes, pool: &Catalog, id: VolumeHandle, file: &str) -> bool {
     let since = Instant::now();
     loop {
         match volumes.open(pool, id.dataset).await {
-            Ok(volume) => {
-                return volume
-                    .fs
-                    .lookup(&Caller::root(), volume.fs.root(), file.as_bytes())
-                    .await
-                    .is_ok();
-            }
+            Ok(volume) => return top::has(&*volume.fs, file).await,
             // The earlier process unlocks its journal only after a while.
             Err(error) if error.class().may_pass() && since.elapsed() < LIMIT => {
                 tokio::time::sleep(Duration::from_millis(20)).await;
@@ -73,12 +55,12 @@ fn what_was_acknowledged_is_there_for_the_next_process() {
         for step in [None, Some("fs.commit.before-flush"), Some("fs.commit.before-write")] {
             let journals = tempfile::tempdir().unwrap();
             let world = World::new().await;
-            let (pool, id) = (&world.catalog, world.create("v", None).await.unwrap().handle);
+            let (pool, id) = (&world.catalog, world.volume("v").await);
             let first = process(journals.path());
             let volume = first.open(pool, id.dataset).await.unwrap();
-            make(&volume, "early").await;
+            top::create(&*volume.fs, "early").await;
             first.prepare_handover().await.unwrap();
-            make(&volume, "late").await;
+            top::create(&*volume.fs, "late").await;
             if let Some(step) = step {
                 pool.bucket().failpoints().set(step, "return").unwrap();
             }
@@ -107,7 +89,7 @@ fn an_opening_that_comes_late_claims_nothing() {
     super::run(async {
         let journals = tempfile::tempdir().unwrap();
         let world = World::new().await;
-        let (pool, id) = (world.catalog.clone(), world.create("v", None).await.unwrap().handle);
+        let (pool, id) = (world.catalog.clone(), world.volume("v").await);
         let first = process(journals.path());
         let failpoints = pool.bucket().failpoints().clone();
         failpoints.set("volume.lease.after-renewal", "pause").unwrap();
@@ -115,9 +97,7 @@ fn an_opening_that_comes_late_claims_nothing() {
             let (first, pool) = (first.clone(), pool.clone());
             async move { first.open(&pool, id.dataset).await.map(drop) }
         });
-        while !failpoints.passed().contains_key("volume.lease.after-renewal") {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
+        until_passed(&failpoints, "volume.lease.after-renewal", 0).await;
         let left = first.hand_over(Duration::from_millis(50)).await;
         assert!(left.is_err(), "it is told that something is still at work");
         failpoints.set("volume.lease.after-renewal", "off").unwrap();
@@ -133,7 +113,7 @@ fn a_volume_that_was_handed_over_is_opened_with_few_requests() {
     super::run(async {
         let journals = tempfile::tempdir().unwrap();
         let world = World::new().await;
-        let (pool, id) = (&world.catalog, world.create("v", None).await.unwrap().handle);
+        let (pool, id) = (&world.catalog, world.volume("v").await);
         let requests = || {
             let now = pool.bucket().requests();
             now.get + now.put + now.list + now.head
@@ -143,21 +123,11 @@ fn a_volume_that_was_handed_over_is_opened_with_few_requests() {
             let process_ = process(journals.path());
             let volume = process_.open(pool, id.dataset).await.unwrap();
             for n in 0..40 {
-                make(&volume, &format!("file-{leaves}-{n}")).await;
+                top::create(&*volume.fs, &format!("file-{leaves}-{n}")).await;
                 volume.fs.sync().await.unwrap();
             }
-            let file = volume
-                .fs
-                .lookup(&Caller::root(), volume.fs.root(), format!("file-{leaves}-0").as_bytes())
-                .await
-                .unwrap()
-                .0
-                .file;
-            volume
-                .fs
-                .write(&Caller::root(), file, 0, vec![1; 5000].into(), Stability::Unstable)
-                .await
-                .unwrap();
+            let file = top::child(&*volume.fs, &format!("file-{leaves}-0")).await.unwrap().file;
+            write_at(&*volume.fs, file, 0, &[1; 5000]).await;
             drop(volume);
             let before = requests();
             if leaves {
@@ -240,9 +210,8 @@ async fn opening_after(
 ) -> (Requests, Duration) {
     let journals = tempfile::tempdir().unwrap();
     let store = FaultStore::memory();
-    let bucket = Bucket::on(store.clone(), Key::default());
-    let world = World::on(Catalog::create(bucket, None).await.unwrap(), "node-a");
-    let (pool, id) = (&world.catalog, world.create("v", None).await.unwrap().handle);
+    let world = World::builder("node-a").create(store.bucket()).await;
+    let (pool, id) = (&world.catalog, world.volume("v").await);
     let (first, volume) = life({
         let (first, pool) = (process(journals.path()), pool.clone());
         let store = store.clone();
@@ -250,7 +219,7 @@ async fn opening_after(
             let volume = first.open(&pool, id.dataset).await.unwrap();
             store.latency(latency);
             for n in 0..syncs {
-                make(&volume, &format!("file-{n}")).await;
+                top::create(&*volume.fs, &format!("file-{n}")).await;
                 volume.fs.sync().await.unwrap();
             }
             match end {
@@ -278,9 +247,7 @@ async fn opening_after(
                 let (opening, took) = (pool.bucket().requests() - before, begun.elapsed());
                 store.latency(Duration::ZERO);
                 for n in 0..syncs {
-                    let file = format!("file-{n}");
-                    let root = volume.fs.root();
-                    volume.fs.lookup(&Caller::root(), root, file.as_bytes()).await.unwrap();
+                    assert!(top::has(&*volume.fs, &format!("file-{n}")).await, "file-{n}");
                 }
                 drop(volume);
                 next.close(id.dataset).await.unwrap();
@@ -359,13 +326,10 @@ async fn stop_without_store(
     let mut open = Vec::new();
     for id in ids {
         let volume = process.open(catalog, id.dataset).await.unwrap();
-        make(&volume, "early").await;
+        top::create(&*volume.fs, "early").await;
         volume.fs.sync().await.unwrap();
-        make(&volume, "late").await;
-        let (caller, root) = (Caller::root(), volume.fs.root());
-        let (file, _) = volume.fs.lookup(&caller, root, b"late").await.unwrap();
-        let data = vec![1; 200_000].into();
-        volume.fs.write(&caller, file.file, 0, data, Stability::Unstable).await.unwrap();
+        let late = top::create(&*volume.fs, "late").await;
+        write_at(&*volume.fs, late, 0, &[1; 200_000]).await;
         open.push(volume);
     }
     store.script(Rule::any().then(fault));
@@ -388,12 +352,11 @@ fn a_process_stops_though_the_store_is_away() {
         for fault in [Fault::Hang, Fault::Throttled, Fault::Before] {
             for closes in [false, true] {
                 let journals = tempfile::tempdir().unwrap();
-                let store = FaultStore::over(Arc::new(InMemory::new()));
-                let bucket = Bucket::on(store.clone(), Key::default()).with_limits(quick());
-                let world = World::on(Catalog::create(bucket, None).await.unwrap(), "controller-1");
+                let store = FaultStore::memory();
+                let world = World::builder("controller-1").create(store.quick_bucket()).await;
                 let mut ids = Vec::new();
                 for volume in ["a", "b", "c"] {
-                    ids.push(world.create(volume, None).await.unwrap().handle);
+                    ids.push(world.volume(volume).await);
                 }
                 let stopped = life({
                     let (first, catalog) = (process(journals.path()), world.catalog.clone());

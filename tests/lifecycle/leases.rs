@@ -1,21 +1,18 @@
 //! Leases on driven clocks: who may answer, and who may take, in every order of the two (R26).
 
 use super::{Driven, World, data};
-use crate::fault::{Fault, FaultStore, Op, Rule};
-use bytes::Bytes;
+use crate::support::fault::{Fault, FaultStore, Op, Rule};
+use crate::support::files::{name, root, top, try_read};
 use object_store::memory::InMemory;
-use object_store::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use tempfile::TempDir;
-use zerofs_csi::bucket::{Bucket, Limits};
+use zerofs_csi::bucket::Limits;
 use zerofs_csi::catalog::{Catalog, Owner};
 use zerofs_csi::fs::FsError;
-use zerofs_csi::fs::api::{Caller, CreateHow, FileRef, FileSystem, SetAttr, Stability};
-use zerofs_csi::types::{DatasetId, EntryName, VolumeHandle};
-use zerofs_csi::volume::{
-    ExpiredLease, LeaseSettings, Verdict, Volume, VolumeError, VolumeGuard, Watch,
-};
+use zerofs_csi::fs::api::FileSystem;
+use zerofs_csi::types::{DatasetId, VolumeHandle};
+use zerofs_csi::volume::{ExpiredLease, LeaseSettings, Verdict, VolumeError, VolumeGuard, Watch};
 
 pub const LEASE: Duration = LeaseSettings::LEASE;
 
@@ -33,7 +30,7 @@ pub struct Node {
 impl Pool {
     pub async fn new() -> Self {
         let store = Arc::new(InMemory::new());
-        Catalog::create(Bucket::on(store.clone(), Path::default()), None).await.unwrap();
+        Catalog::create(FaultStore::over(store.clone()).bucket(), None).await.unwrap();
         Self(store)
     }
 
@@ -41,7 +38,7 @@ impl Pool {
     pub async fn with_two_nodes() -> (Self, Node, Node, VolumeHandle) {
         let pool = Self::new().await;
         let (a, b) = (pool.node("node-a").await, pool.node("node-b").await);
-        let volume = a.world.create("v", None).await.unwrap().handle;
+        let volume = a.world.volume("v").await;
         (pool, a, b, volume)
     }
 
@@ -61,12 +58,9 @@ impl Pool {
         journals: Arc<TempDir>,
         limits: Limits,
     ) -> Node {
-        let store = FaultStore::over(self.0.clone());
-        let bucket = Bucket::on(store.clone(), Path::default()).with_limits(limits);
-        let catalog = Catalog::open(bucket, None).await.unwrap();
-        let clock = Arc::new(Driven::default());
-        let settings = LeaseSettings { lease, clock: clock.clone() };
-        let world = World::under(catalog, name, Some(journals.path().to_owned()), settings);
+        let (store, clock) = (FaultStore::over(self.0.clone()), Arc::new(Driven::default()));
+        let node = World::builder(name).journals(journals.path()).clock(clock.clone()).lease(lease);
+        let world = node.open(store.bucket().with_limits(limits)).await;
         Node { world, store, clock, journals }
     }
 }
@@ -122,29 +116,6 @@ pub async fn expired(watch: &mut Watch) -> ExpiredLease {
     }
 }
 
-pub fn name(text: &str) -> EntryName {
-    EntryName::try_from(text.as_bytes()).unwrap()
-}
-
-/// A file whose bytes are in the store.
-pub async fn write(volume: &Volume, file: &str, bytes: &[u8]) -> FileRef {
-    let how =
-        CreateHow::Unchecked(SetAttr { mode: Some(0o644), size: Some(0), ..SetAttr::default() });
-    let made = volume
-        .fs
-        .create(&Caller::root(), volume.fs.root(), &name(file), how)
-        .await
-        .unwrap()
-        .attr
-        .file;
-    volume
-        .fs
-        .write(&Caller::root(), made, 0, Bytes::copy_from_slice(bytes), Stability::FileSync)
-        .await
-        .unwrap();
-    made
-}
-
 /// Repeats while the lease is being renewed, as the edge does.
 pub async fn patiently<T, F: Future<Output = Result<T, FsError>>>(
     call: impl Fn() -> F,
@@ -166,7 +137,7 @@ fn a_partitioned_owner_stops_answering_before_another_may_take() {
         let (a, b, volume) = two_nodes().await;
         let open = a.open(volume).await;
         let bytes = data(1, 50_000);
-        let file = write(&open, "kept", &bytes).await;
+        let file = top::write(&*open.fs, "kept", &bytes).await;
         let mut watch = b.watch(volume.dataset).await;
         a.store.script(Rule::any().then(Fault::Hang));
         let mut answered = 0;
@@ -197,13 +168,8 @@ fn a_partitioned_owner_stops_answering_before_another_may_take() {
             open.fs.write_verifier(),
             "R18: clients send again what was not committed"
         );
-        let read = patiently(|| async { theirs.fs.read(&Caller::root(), file, 0, 100_000).await })
-            .await
-            .unwrap();
-        assert!(
-            read.data.concat() == bytes,
-            "the handle is the same on every node, and so are the bytes"
-        );
+        let read = patiently(|| try_read(&*theirs.fs, file)).await.unwrap();
+        assert!(read == bytes, "the handle is the same on every node, and so are the bytes");
 
         let mut losses = a.world.volumes.lost();
         a.store.heal();
@@ -223,15 +189,15 @@ fn an_owner_that_comes_back_in_time_keeps_it_and_an_earlier_verdict_is_void() {
     super::run(async {
         let (a, b, volume) = two_nodes().await;
         let open = a.open(volume).await;
-        let file = write(&open, "kept", &data(2, 10)).await;
-        write(&open, "gone", b"x").await;
+        let file = top::write(&*open.fs, "kept", &data(2, 10)).await;
+        top::write(&*open.fs, "gone", b"x").await;
         let mut watch = b.watch(volume.dataset).await;
         a.store.die();
-        let submitted = || a.world.catalog.bucket().failpoints().passed()["fs.call.submitted"];
+        let submitted = || a.world.failpoints().passed()["fs.call.submitted"];
         let before = submitted();
         let under_way = tokio::spawn({
             let open = open.clone();
-            async move { open.fs.remove(&Caller::root(), open.fs.root(), &name("gone")).await }
+            async move { open.fs.remove(&root(), open.fs.root(), &name("gone")).await }
         });
         while submitted() == before {
             tokio::time::sleep(Duration::from_millis(5)).await;
@@ -241,12 +207,7 @@ fn an_owner_that_comes_back_in_time_keeps_it_and_an_earlier_verdict_is_void() {
         let early = expired(&mut watch).await;
         assert!(matches!(open.fs.getattr(file).await, Err(FsError::Unavailable(_))));
         // A failure on the way back is not the end of it.
-        a.world
-            .catalog
-            .bucket()
-            .failpoints()
-            .set("volume.lease.before-reacquire", "1*return")
-            .unwrap();
+        a.world.failpoints().set("volume.lease.before-reacquire", "1*return").unwrap();
         a.store.heal();
         patiently(|| open.fs.getattr(file)).await.unwrap();
         under_way.await.unwrap().expect("it was done, and is answered once that is sure");
@@ -257,7 +218,7 @@ fn an_owner_that_comes_back_in_time_keeps_it_and_an_earlier_verdict_is_void() {
         );
         let refused = b.take(volume.dataset, &early).await;
         assert!(matches!(refused, Err(VolumeError::Owned { .. })), "{:?}", refused.err());
-        write(&open, "later", b"y").await;
+        top::write(&*open.fs, "later", b"y").await;
     });
 }
 
@@ -267,13 +228,13 @@ fn after_a_sleep_nothing_is_answered_before_the_record_is_claimed_again() {
     super::run(async {
         let (a, b, volume) = two_nodes().await;
         let open = a.open(volume).await;
-        let file = write(&open, "kept", &data(2, 10)).await;
+        let file = top::write(&*open.fs, "kept", &data(2, 10)).await;
         let mut watch = b.watch(volume.dataset).await;
         a.clock.advance(Duration::from_secs(3600));
         b.clock.advance(Duration::from_secs(3600));
         let expired = expired(&mut watch).await;
         let theirs = b.take(volume.dataset, &expired).await.unwrap();
-        write(&theirs, "kept", b"theirs").await;
+        top::write(&*theirs.fs, "kept", b"theirs").await;
         // Not even the first call after it wakes up is answered from memory.
         let answer = patiently(|| open.fs.getattr(file)).await;
         assert!(matches!(answer, Err(FsError::Fenced)), "{answer:?}");
@@ -292,11 +253,10 @@ fn heartbeats_do_not_grow_with_volumes_and_an_idle_node_sends_none() {
             .await;
         let mut volumes = Vec::new();
         for n in 0..3 {
-            volumes.push(a.world.create(&format!("v{n}"), None).await.unwrap().handle);
+            volumes.push(a.world.volume(&format!("v{n}")).await);
             a.open(volumes[n]).await;
         }
-        let renewals =
-            || a.world.catalog.bucket().failpoints().passed()["volume.lease.after-renewal"];
+        let renewals = || a.world.failpoints().passed()["volume.lease.after-renewal"];
         let beats = || {
             a.store
                 .log()
@@ -317,7 +277,7 @@ fn heartbeats_do_not_grow_with_volumes_and_an_idle_node_sends_none() {
         for volume in &volumes {
             a.world.volumes.close(volume.dataset).await.unwrap();
         }
-        let status = async || a.world.catalog.bucket().list("nodes/").await.unwrap();
+        let status = async || a.world.bucket().list("nodes/").await.unwrap();
         while !status().await.is_empty() {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
@@ -342,9 +302,9 @@ fn without_a_heartbeat_nothing_is_claimed() {
     super::run(async {
         let pool = Pool::new().await;
         let a = pool.node("node-a").await;
-        let volume = a.world.create("v", None).await.unwrap().handle;
+        let volume = a.world.volume("v").await;
         for step in ["volume.lease.before-renewal", "volume.lease.after-renewal"] {
-            a.world.catalog.bucket().failpoints().set(step, "1*return").unwrap();
+            a.world.failpoints().set(step, "1*return").unwrap();
             assert!(
                 a.world.volumes.open(&a.world.catalog, volume.dataset).await.is_err(),
                 "{step}"

@@ -2,11 +2,11 @@
 //! look.
 
 use super::{World, data};
-use crate::leases::{LEASE, Pool, expired, name, write};
+use crate::leases::{LEASE, Pool, expired};
+use crate::support::files::top;
 use std::time::Duration;
 use zerofs_csi::catalog::Catalog;
-use zerofs_csi::control::{Controller, Source};
-use zerofs_csi::fs::api::{Caller, CreateHow, FileSystem, SetAttr};
+use zerofs_csi::control::Source;
 use zerofs_csi::fs::db::{self, DbCache};
 use zerofs_csi::types::{Class, Classify, SnapshotHandle, Timestamp, VolumeHandle};
 use zerofs_csi::volume::{ExportedFs, RetainedBy, place};
@@ -24,18 +24,17 @@ async fn checkpoints(catalog: &Catalog, volume: VolumeHandle) -> usize {
 fn a_checkpoint_made_after_its_snapshot_was_given_up_is_removed() {
     super::run(async {
         let node = World::new().await;
-        let elsewhere = World::on(node.catalog.clone(), "controller-1");
-        let volume = node.create("v", None).await.unwrap().handle;
+        let elsewhere = node.beside("controller-1");
+        let volume = node.volume("v").await;
         let open = node.open(volume).await;
         let kept = node.controller.create_snapshot(volume, "kept".parse().unwrap()).await.unwrap();
         let mailbox = node.serve_mailbox(Duration::from_millis(20));
-        let failpoints = node.catalog.bucket().failpoints().clone();
+        let failpoints = node.failpoints().clone();
         let passed =
             || failpoints.passed().get("fs.commit.before-checkpoint").copied().unwrap_or(0);
         let before = passed();
         failpoints.set("fs.commit.before-checkpoint", "pause").unwrap();
-        let impatient =
-            Controller::new(elsewhere.controller.pools().clone(), elsewhere.volumes.clone());
+        let impatient = elsewhere.another_controller();
         let impatient = impatient.with_owner_timeout(Duration::from_millis(500));
         let late = impatient.create_snapshot(volume, "late".parse().unwrap()).await;
         assert_eq!(late.unwrap_err().class(), Class::Unavailable);
@@ -81,7 +80,7 @@ fn a_clone_that_nobody_finishes_is_given_up_and_its_source_with_it() {
                 ["control.create.intent", "control.create.dependant", "control.create.cloned"]
             {
                 let world = World::new().await;
-                let volume = world.create("v", None).await.unwrap().handle;
+                let volume = world.volume("v").await;
                 world.write(volume, "a", &data(1, 300_000)).await;
                 let source = match of_snapshot {
                     false => Source::Volume(volume),
@@ -94,7 +93,7 @@ fn a_clone_that_nobody_finishes_is_given_up_and_its_source_with_it() {
                         Source::Snapshot(cut.handle)
                     }
                 };
-                world.catalog.bucket().failpoints().set(step, "1*return->off").unwrap();
+                world.failpoints().set(step, "1*return->off").unwrap();
                 let stopped = world.create("clone", Some(source.clone())).await.unwrap_err();
                 assert_eq!(stopped.class(), Class::Unavailable, "{step}");
                 if let Source::Snapshot(cut) = source {
@@ -142,9 +141,9 @@ fn journals_of_datasets_that_moved_away_are_removed_and_no_other() {
         let mut volumes = Vec::new();
         let mut opened = Vec::new();
         for volume in ["moved", "deleted", "waits"] {
-            let volume = a.world.create(volume, None).await.unwrap().handle;
+            let volume = a.world.volume(volume).await;
             let open = a.open(volume).await;
-            write(&open, "synced", b"x").await;
+            top::write(&*open.fs, "synced", b"x").await;
             opened.push(open);
             volumes.push(volume);
         }
@@ -153,12 +152,7 @@ fn journals_of_datasets_that_moved_away_are_removed_and_no_other() {
             watches.push(b.watch(volume.dataset).await);
         }
         a.store.die();
-        let how = CreateHow::Guarded(SetAttr::default());
-        opened[2]
-            .fs
-            .create(&Caller::root(), opened[2].fs.root(), &name("journaled"), how)
-            .await
-            .unwrap();
+        top::create(&*opened[2].fs, "journaled").await;
         b.clock.advance(LEASE);
         for (watch, volume) in watches.iter_mut().zip(&volumes) {
             let lease = expired(watch).await;
@@ -187,7 +181,7 @@ fn journals_of_datasets_that_moved_away_are_removed_and_no_other() {
         assert_eq!(removed, 2);
         assert_eq!(files(journals.path()), left / 3, "that of the one that waits");
         let open = crate::two_owners::reopened(&a, volumes[2]).await;
-        open.fs.lookup(&Caller::root(), open.fs.root(), b"journaled").await.unwrap();
+        assert!(top::has(&*open.fs, "journaled").await);
         assert_eq!(
             a.world.volumes.remove_obsolete_journals(&a.world.catalog).await.unwrap(),
             0,

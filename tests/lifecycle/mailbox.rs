@@ -1,13 +1,13 @@
 //! A controller and the owner of a volume in different processes.
 
-use super::snapdir::{child, read};
 use super::{World, data};
-use bytes::Bytes;
+use crate::support::files::{GUARDED, name, root, top, write_at};
+use crate::support::world::{passed, until_passed};
 use std::time::Duration;
 use zerofs_csi::catalog::Owner;
 use zerofs_csi::control::{PropertyChanges, Source};
-use zerofs_csi::fs::api::{Caller, CreateHow, FileSystem, SetAttr, Stability};
-use zerofs_csi::types::{Class, Classify, EntryName, SessionId, SyncMode};
+use zerofs_csi::fs::api::FileSystem;
+use zerofs_csi::types::{Class, Classify, SessionId, SyncMode};
 use zerofs_csi::volume::RootReader;
 
 /// As a VolumeAttributesClass does while a pod writes.
@@ -15,13 +15,11 @@ use zerofs_csi::volume::RootReader;
 fn properties_change_on_the_owner_that_another_process_asks() {
     super::run(async {
         let node = World::new().await;
-        let elsewhere = World::on(node.catalog.clone(), "controller-1");
-        let volume = elsewhere.create("v", None).await.unwrap().handle;
+        let elsewhere = node.beside("controller-1");
+        let volume = elsewhere.volume("v").await;
         let open = node.open(volume).await;
         let create = async |called: &str| {
-            let name = EntryName::try_from(called.as_bytes()).unwrap();
-            let how = CreateHow::Guarded(SetAttr { mode: Some(0o644), ..SetAttr::default() });
-            open.fs.create(&Caller::root(), open.fs.root(), &name, how).await
+            open.fs.create(&root(), open.fs.root(), &name(called), GUARDED).await
         };
         let mailbox = node.serve_mailbox(Duration::from_millis(50));
         let quota = |inodes: u64| PropertyChanges {
@@ -39,7 +37,7 @@ fn properties_change_on_the_owner_that_another_process_asks() {
         let always =
             PropertyChanges { sync: Some(Some(SyncMode::Always)), ..PropertyChanges::default() };
         elsewhere.controller.set_properties(volume, always).await.unwrap();
-        let dataset = node.catalog.dataset_by_id(volume.dataset).await.unwrap().unwrap().record;
+        let dataset = node.record(volume).await;
         let settings = elsewhere.volumes.settings();
         let stored = RootReader::head(settings, &node.catalog, &dataset).await.unwrap().unwrap();
         let stored = stored.into_view().await.unwrap();
@@ -55,19 +53,12 @@ fn properties_change_on_the_owner_that_another_process_asks() {
 fn the_owner_makes_the_snapshot_that_another_process_asks_for() {
     super::run(async {
         let node = World::new().await;
-        let elsewhere = World::on(node.catalog.clone(), "controller-1");
-        let volume = elsewhere.create("v", None).await.unwrap().handle;
+        let elsewhere = node.beside("controller-1");
+        let volume = elsewhere.volume("v").await;
         let open = node.open(volume).await;
-        let name = EntryName::try_from(&b"a"[..]).unwrap();
-        let how = CreateHow::Unchecked(SetAttr { mode: Some(0o644), ..SetAttr::default() });
-        let file =
-            open.fs.create(&Caller::root(), open.fs.root(), &name, how).await.unwrap().attr.file;
-        let bytes = data(5, 500_000);
+        let (file, bytes) = (top::create(&*open.fs, "a").await, data(5, 500_000));
         // Acknowledged, not committed: a snapshot holds it all the same.
-        open.fs
-            .write(&Caller::root(), file, 0, Bytes::from(bytes.clone()), Stability::Unstable)
-            .await
-            .unwrap();
+        write_at(&*open.fs, file, 0, &bytes).await;
 
         let mailbox = node.serve_mailbox(Duration::from_millis(50));
         let cut =
@@ -77,23 +68,19 @@ fn the_owner_makes_the_snapshot_that_another_process_asks_for() {
             "{:?}",
             cut.snapshot.referenced
         );
-        let clone = elsewhere.create("c", Some(Source::Snapshot(cut.handle))).await.unwrap().handle;
+        let clone = elsewhere.copy("c", Source::Snapshot(cut.handle)).await;
         assert!(elsewhere.read(clone).await["a"] == bytes);
         let refused = elsewhere.controller.delete_volume(volume).await.unwrap_err();
         assert_eq!(refused.class(), Class::Precondition);
         assert!(refused.to_string().contains("node-a"), "{refused}");
         mailbox.stop().await;
-        let mut left = node.catalog.bucket().list("nodes/").await.unwrap();
+        let mut left = node.bucket().list("nodes/").await.unwrap();
         left.retain(|object| !object.key.contains("/heartbeat/"));
         assert!(left.is_empty(), "{left:?}");
 
         // Nobody reads the mailbox now: never a stale snapshot, but a call to repeat.
-        let quick = World::on(node.catalog.clone(), "controller-2");
-        let quick = zerofs_csi::control::Controller::new(
-            quick.controller.pools().clone(),
-            quick.volumes.clone(),
-        );
-        let quick = quick.with_owner_timeout(Duration::from_millis(300));
+        let quick = node.beside("controller-2");
+        let quick = quick.another_controller().with_owner_timeout(Duration::from_millis(300));
         let late = quick.create_snapshot(volume, "late".parse().unwrap()).await;
         assert_eq!(late.unwrap_err().class(), Class::Unavailable);
         node.volumes.close(volume.dataset).await.unwrap();
@@ -106,11 +93,11 @@ fn the_owner_makes_the_snapshot_that_another_process_asks_for() {
 fn stale_requests_keep_no_new_one_waiting() {
     super::run(async {
         let node = World::new().await;
-        let elsewhere = World::on(node.catalog.clone(), "controller-1");
-        let volume = elsewhere.create("v", None).await.unwrap().handle;
-        let other = elsewhere.create("other", None).await.unwrap().handle;
+        let elsewhere = node.beside("controller-1");
+        let volume = elsewhere.volume("v").await;
+        let other = elsewhere.volume("other").await;
         let open = node.open(volume).await;
-        let (bucket, session) = (node.catalog.bucket(), node.volumes.settings().session);
+        let (bucket, session) = (node.bucket(), node.session());
         for n in 0..80 {
             let checkpoint = other.dataset.incarnation;
             let request = format!(r#"{{"checkpoint":{{"snapshot":"{checkpoint}"}}}}"#);
@@ -120,10 +107,9 @@ fn stale_requests_keep_no_new_one_waiting() {
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
         let mailbox = node.serve_mailbox(Duration::from_millis(50));
-        elsewhere.controller.create_csi_snapshot(volume, "cut".parse().unwrap()).await.unwrap();
+        elsewhere.csi_snapshot(volume, "cut").await;
         mailbox.stop().await;
-        drop(open);
-        node.volumes.close(volume.dataset).await.unwrap();
+        node.close(open).await;
     });
 }
 
@@ -132,28 +118,20 @@ fn stale_requests_keep_no_new_one_waiting() {
 fn a_slow_request_keeps_no_other_waiting() {
     super::run(async {
         let node = World::new().await;
-        let elsewhere = World::on(node.catalog.clone(), "controller-1");
-        let [slow, other] = [
-            elsewhere.create("slow", None).await.unwrap().handle,
-            elsewhere.create("other", None).await.unwrap().handle,
-        ];
+        let elsewhere = node.beside("controller-1");
+        let [slow, other] = [elsewhere.volume("slow").await, elsewhere.volume("other").await];
         let open = [node.open(slow).await, node.open(other).await];
-        let how = CreateHow::Unchecked(SetAttr::default());
-        let name = EntryName::try_from(&b"a"[..]).unwrap();
-        open[0].fs.create(&Caller::root(), open[0].fs.root(), &name, how).await.unwrap();
-        let failpoints = node.catalog.bucket().failpoints();
+        top::create(&*open[0].fs, "a").await;
+        let failpoints = node.failpoints();
         failpoints.set("fs.commit.before-checkpoint", "1*pause->off").unwrap();
         let mailbox = node.serve_mailbox(Duration::from_millis(20));
         let waits = tokio::spawn({
             let controller = elsewhere.controller.clone();
             async move { controller.create_csi_snapshot(slow, "cut".parse().unwrap()).await }
         });
-        let passed = || failpoints.passed().get("fs.commit.before-checkpoint").copied();
-        let before = passed();
-        while passed() == before {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-        elsewhere.controller.create_csi_snapshot(other, "another".parse().unwrap()).await.unwrap();
+        let step = "fs.commit.before-checkpoint";
+        until_passed(failpoints, step, passed(failpoints, step)).await;
+        elsewhere.csi_snapshot(other, "another").await;
         assert!(!waits.is_finished(), "the first one is still under way: {:?}", waits.await);
         failpoints.set("fs.commit.before-checkpoint", "off").unwrap();
         waits.await.unwrap().unwrap();
@@ -167,7 +145,7 @@ fn a_slow_request_keeps_no_other_waiting() {
 
 /// Puts a request as an asker does, and waits for the reply.
 async fn ask(world: &World, id: &str, text: String) -> serde_json::Value {
-    let (bucket, session) = (world.catalog.bucket(), world.volumes.settings().session);
+    let (bucket, session) = (world.bucket(), world.session());
     let reply = format!("nodes/{session}/reply/{id}");
     bucket.delete(std::slice::from_ref(&reply)).await.unwrap();
     bucket.put(&format!("nodes/{session}/request/{id}"), text.into()).await.unwrap();
@@ -188,15 +166,12 @@ async fn ask(world: &World, id: &str, text: String) -> serde_json::Value {
 fn a_hand_over_of_an_earlier_claim_is_void() {
     super::run(async {
         let world = World::new().await;
-        let [volume, other] = [
-            world.create("a", None).await.unwrap().handle,
-            world.create("b", None).await.unwrap().handle,
-        ];
+        let [volume, other] = [world.volume("a").await, world.volume("b").await];
         // The owner polls its mailbox while it has anything open.
         let _other = world.open(other).await;
         let mailbox = world.serve_mailbox(Duration::from_millis(20));
         let claim = async || {
-            let record = world.catalog.dataset_by_id(volume.dataset).await.unwrap().unwrap().record;
+            let record = world.record(volume).await;
             record.owner.map(|owner| owner.claim)
         };
         let open = async || drop(world.open(volume).await);
@@ -230,10 +205,7 @@ fn a_hand_over_of_an_earlier_claim_is_void() {
 fn a_restore_that_nobody_waits_for_is_not_begun() {
     super::run(async {
         let world = World::new().await;
-        let [volume, other] = [
-            world.create("a", None).await.unwrap().handle,
-            world.create("b", None).await.unwrap().handle,
-        ];
+        let [volume, other] = [world.volume("a").await, world.volume("b").await];
         world.write(volume, "file", b"old").await;
         let cut = world.snapshot(volume, "cut").await;
         world.write(volume, "file", b"new").await;
@@ -244,24 +216,20 @@ fn a_restore_that_nobody_waits_for_is_not_begun() {
             let call = zerofs_csi::types::Incarnation::from_bytes([call; 16]);
             let token =
                 token.map(|token| format!(r#","start_token":"{token}""#)).unwrap_or_default();
-            let wanted = format!(
-                r#"{{"call":"{call}","snapshot":"{}","from":"file","to":"file","overwrite":true,"replaced":"removed"}}"#,
-                cut.snapshot
-            );
-            let request = format!(r#"{{"restore":{wanted}}}"#);
+            let paths = r#""from":"file","to":"file","overwrite":true,"replaced":"removed""#;
+            let wanted = format!(r#""call":"{call}","snapshot":"{}",{paths}"#, cut.snapshot);
+            let request = format!(r#"{{"restore":{{{wanted}}}}}"#);
             format!(r#"{{"format":1,"dataset":"{}","request":{request}{token}}}"#, volume.dataset)
         };
         let content = async || {
             let open = world.open(volume).await;
-            let file = child(&open.exported, open.exported.root(), "file").await.unwrap().file;
-            read(&open.exported, file).await
+            top::content(&*open.exported, "file").await
         };
         let is_new = async |when: &str| {
             // Answered when the mailbox was polled once more.
             let ping = format!(r#"{{"format":1,"dataset":"{}","request":"ping"}}"#, other.dataset);
             assert_eq!(ask(&world, "ping", ping).await["done"], "done");
-            let begun =
-                world.catalog.bucket().failpoints().passed().get("control.restore.begin").copied();
+            let begun = world.failpoints().passed().get("control.restore.begin").copied();
             assert_eq!(begun, None, "{when}");
             assert_eq!(content().await, b"new", "{when}");
         };
@@ -299,7 +267,7 @@ fn a_restore_that_nobody_waits_for_is_not_begun() {
         assert_eq!(reply["done"]["restored"]["objects"], 1, "{reply}");
         // A token is good for one restore.
         token(&ask(&world, "again", text(4, Some(&given))).await);
-        assert_eq!(world.catalog.bucket().failpoints().passed()["control.restore.begin"], 1);
+        assert_eq!(world.failpoints().passed()["control.restore.begin"], 1);
         mailbox.stop().await;
         assert_eq!(content().await, b"old");
         close().await;
@@ -310,9 +278,9 @@ fn a_restore_that_nobody_waits_for_is_not_begun() {
 /// get as long as one.
 #[test]
 fn owners_that_do_not_answer_share_one_time_limit() {
-    crate::setup::paused(|| async {
+    super::paused(|| async {
         let world = World::new().await;
-        let volume = world.create("v", None).await.unwrap().handle;
+        let volume = world.volume("v").await;
         let claim = async |owner: Option<Owner>| {
             let record = world.catalog.update_dataset(volume.dataset, |record| {
                 record.owner = owner.clone();
@@ -335,7 +303,7 @@ fn owners_that_do_not_answer_share_one_time_limit() {
             () = moving => unreachable!(),
         };
         assert!(matches!(refused.class(), Class::Unavailable | Class::InProgress), "{refused}");
-        // The limit is that of `setup::controller`.
+        // The limit is that of every `World`.
         let took = began.elapsed();
         assert!(took < Duration::from_secs(22), "{took:?}");
 

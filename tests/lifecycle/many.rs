@@ -1,11 +1,10 @@
 //! As many snapshots of one volume as there may be: the last costs what the first did, and all are
 //! read and collected.
 
-use super::snapdir::{child, read, root, write};
 use super::{World, noise, run};
+use crate::support::files::{child, content as content_of, list, top};
 use zerofs_csi::bucket::Requests;
 use zerofs_csi::control::ControlError;
-use zerofs_csi::fs::api::{DirCookie, FileSystem, ListLimit};
 use zerofs_csi::types::{SnapshotHandle, VolumeHandle};
 
 const SNAPSHOTS: u64 = 500;
@@ -25,20 +24,16 @@ async fn snapshot(
     Ok(world.controller.create_snapshot(volume, name).await?.handle)
 }
 
-async fn packs(world: &World) -> u64 {
-    world.catalog.bucket().list("packs/").await.unwrap().iter().map(|object| object.bytes).sum()
-}
-
 #[test]
 fn the_last_of_hundreds_of_snapshots_costs_what_the_first_did() {
     run(async {
         let world = World::new().await;
-        let volume = world.create("a", None).await.unwrap().handle;
-        let open = world.volumes.attach(&world.catalog, volume.dataset).await.unwrap();
-        let (fs, bucket) = (&open.exported, world.catalog.bucket().clone());
+        let volume = world.volume("a").await;
+        let open = world.attach(volume).await;
+        let (fs, bucket) = (&*open.exported, world.bucket().clone());
         let (mut all, mut costs) = (Vec::new(), Vec::<Requests>::new());
         for n in 0..SNAPSHOTS {
-            write(fs, fs.root(), "file", &content(n)).await;
+            top::write(fs, "file", &content(n)).await;
             let before = bucket.requests();
             all.push(snapshot(&world, volume, n).await.unwrap());
             costs.push(bucket.requests() - before);
@@ -57,21 +52,10 @@ fn the_last_of_hundreds_of_snapshots_costs_what_the_first_did() {
         let over = snapshot(&world, volume, SNAPSHOTS).await.unwrap_err().to_string();
         assert!(over.contains("500") && over.contains("delete some first"), "{over}");
 
-        let snapshots = child(fs, fs.root(), ".snapshots").await.unwrap().file;
-        let limit = ListLimit { entries: 100, bytes: 1 << 16, entry_bytes: 64, with_attr: false };
-        let (mut names, mut after) = (Vec::new(), DirCookie::default());
-        loop {
-            let page = fs.readdir(&root(), snapshots, after, limit).await.unwrap();
-            after = page.entries.last().map_or(after, |entry| entry.cookie);
-            names.extend(
-                page.entries
-                    .into_iter()
-                    .map(|entry| String::from_utf8(entry.name.to_vec()).unwrap()),
-            );
-            if page.eof {
-                break;
-            }
-        }
+        let snapshots = top::child(fs, ".snapshots").await.unwrap().file;
+        let listed = list(fs, snapshots).await.unwrap().into_iter();
+        let names: Vec<String> =
+            listed.map(|entry| String::from_utf8(entry.name.to_vec()).unwrap()).collect();
         let expected: Vec<String> = [".".into(), "..".into()]
             .into_iter()
             .chain((0..SNAPSHOTS).map(|n| format!("s{n:03}")))
@@ -89,11 +73,10 @@ fn the_last_of_hundreds_of_snapshots_costs_what_the_first_did() {
         }
         world.collect().await;
         for n in (0..SNAPSHOTS).step_by(2) {
-            let at = child(fs, snapshots, &format!("s{n:03}")).await.unwrap();
-            let file = child(fs, at.file, "file").await.unwrap();
-            assert!(read(fs, file.file).await == content(n), "snapshot {n}");
+            let at = child(fs, snapshots, &format!("s{n:03}")).await.unwrap().file;
+            assert!(content_of(fs, at, "file").await == content(n), "snapshot {n}");
         }
-        let left = packs(&world).await;
+        let left = world.stored().await;
         assert!(left < (SNAPSHOTS / 2 + 10) * BYTES as u64 * 11 / 10, "{left} bytes are left");
         snapshot(&world, volume, SNAPSHOTS).await.unwrap();
     });

@@ -1,20 +1,17 @@
 //! The memory of all volumes of a process while the store is away: shares of one budget,
 //! whatever their number.
 
-use super::run;
-use crate::fault::{FaultStore, quick};
-use crate::setup::{controller, new_volume, settings};
+use super::{World, run};
+use crate::support::fault::FaultStore;
+use crate::support::files::{GUARDED, name, root};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
-use zerofs_csi::bucket::Bucket;
-use zerofs_csi::catalog::Catalog;
 use zerofs_csi::chunk::ChunkCache;
-use zerofs_csi::fs::FsMemory;
-use zerofs_csi::fs::api::{Caller, CreateHow, FileSystem, SetAttr};
+use zerofs_csi::fs::api::FileSystem;
 use zerofs_csi::fs::db::DbCache;
-use zerofs_csi::types::EntryName;
-use zerofs_csi::volume::{Attached, VolumeSettings, Volumes};
+use zerofs_csi::fs::{FsError, FsMemory};
+use zerofs_csi::volume::Attached;
 
 const VOLUMES: usize = 256;
 const UNFLUSHED: u64 = 4 << 20;
@@ -24,12 +21,9 @@ const NAMES_MIN: u64 = 40 << 10;
 /// A change that had begun when the memory was full: a few rows.
 const BEGUN: u64 = 16 << 10;
 
-async fn create(volume: &Attached, n: u64) -> Result<(), zerofs_csi::fs::FsError> {
-    let name =
-        EntryName::try_from(format!("a file with a name of usual length, number {n}").as_bytes())
-            .unwrap();
-    let how = CreateHow::Guarded(SetAttr::default());
-    volume.exported.create(&Caller::root(), volume.exported.root(), &name, how).await.map(drop)
+async fn create(volume: &Attached, n: u64) -> Result<(), FsError> {
+    let name = name(&format!("a file with a name of usual length, number {n}"));
+    volume.exported.create(&root(), volume.exported.root(), &name, GUARDED).await.map(drop)
 }
 
 /// Creates files until it is aborted, and counts them.
@@ -71,28 +65,18 @@ async fn until_still(done: &AtomicU64) -> u64 {
 fn many_volumes_without_the_store_stay_within_their_memory_and_go_on_with_it() {
     run(async {
         let (folder, store) = (tempfile::tempdir().unwrap(), FaultStore::memory());
-        let catalog = Catalog::create(
-            Bucket::on(store.clone(), Default::default()).with_limits(quick()),
-            None,
-        )
-        .await
-        .unwrap();
-        let settings = VolumeSettings {
-            journal_dir: Some(folder.path().to_owned()),
-            cache: DbCache::new(4 << 20).with_unflushed(UNFLUSHED),
-            chunk_cache: ChunkCache::memory(4 << 20),
-            memory: FsMemory::new(8 << 20, NAMES),
-            volumes_max: VOLUMES,
-            ..settings("node-a")
-        };
-        let (cache, memory) = (settings.cache.clone(), settings.memory.clone());
-        let volumes = Volumes::new(settings);
-        let controller = controller(&catalog, &volumes);
+        let cache = DbCache::new(4 << 20).with_unflushed(UNFLUSHED);
+        let memory = FsMemory::new(8 << 20, NAMES);
+        let world = World::builder("node-a").journals(folder.path()).settings(|settings| {
+            (settings.cache, settings.memory) = (cache.clone(), memory.clone());
+            settings.chunk_cache = ChunkCache::memory(4 << 20);
+            settings.volumes_max = VOLUMES;
+        });
+        let world = world.create(store.quick_bucket()).await;
         let (mut open, at_first) = (Vec::new(), resident());
         for n in 0..VOLUMES {
-            let made =
-                controller.create_volume(None, new_volume(&format!("v{n}"), None)).await.unwrap();
-            open.push(Arc::new(volumes.attach(&catalog, made.handle.dataset).await.unwrap()));
+            let volume = world.volume(&format!("v{n}")).await;
+            open.push(Arc::new(world.attach(volume).await));
         }
         let opened = resident().saturating_sub(at_first);
         store.die();
@@ -134,7 +118,7 @@ fn many_volumes_without_the_store_stay_within_their_memory_and_go_on_with_it() {
         let datasets: Vec<_> = open.iter().map(|volume| volume.dataset).collect();
         drop(open);
         for dataset in datasets {
-            volumes.close(dataset).await.unwrap();
+            world.volumes.close(dataset).await.unwrap();
         }
         // A volume that is closed holds nothing, once the last of its tasks has ended.
         for _ in 0..300 {

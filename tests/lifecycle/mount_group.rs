@@ -2,20 +2,16 @@
 //! leaves, whether an inode was in memory or not, and until somebody changes it.
 
 use super::World;
+use crate::support::files::{self, GUARDED, name};
 use std::collections::BTreeMap;
 use zerofs_csi::control::Source;
 use zerofs_csi::fs::api::{
-    Attr, Caller, CreateHow, DirCookie, FileKind, FileRef, FileSystem, ListLimit, SetAttr, Special,
-    access,
+    Attr, Caller, CreateHow, FileKind, FileRef, FileSystem, SetAttr, Special, access,
 };
-use zerofs_csi::types::{EntryName, VolumeHandle};
+use zerofs_csi::types::VolumeHandle;
 use zerofs_csi::volume::VolumeGuard;
 
 const POD: u32 = 1234;
-
-fn name(name: &str) -> EntryName {
-    EntryName::try_from(name.as_bytes()).unwrap()
-}
 
 fn owned(mode: u32) -> SetAttr {
     SetAttr { mode: Some(mode), uid: Some(1000), gid: Some(1000), ..SetAttr::default() }
@@ -49,10 +45,10 @@ async fn fill(open: &VolumeGuard) {
 async fn tree(open: &VolumeGuard) -> BTreeMap<String, Attr> {
     let fs = &open.fs;
     let mut found = BTreeMap::from([("/".to_owned(), fs.getattr(fs.root()).await.unwrap())]);
-    let dir = fs.lookup(&Caller::root(), fs.root(), b"dir").await.unwrap().0;
+    let dir = files::top::child(&**fs, "dir").await.unwrap();
     for (prefix, at) in [("/", fs.root()), ("/dir/", dir.file)] {
         for (called, listed) in list(open, at).await {
-            let attr = fs.lookup(&Caller::root(), at, called.as_bytes()).await.unwrap().0;
+            let attr = files::child(&**fs, at, &called).await.unwrap();
             assert_eq!((attr.gid, attr.mode), (listed.gid, listed.mode), "{prefix}{called}");
             found.insert(format!("{prefix}{called}"), attr);
         }
@@ -61,9 +57,8 @@ async fn tree(open: &VolumeGuard) -> BTreeMap<String, Attr> {
 }
 
 async fn list(open: &VolumeGuard, at: FileRef) -> Vec<(String, Attr)> {
-    let limit = ListLimit { entries: 100, bytes: 64 << 10, entry_bytes: 0, with_attr: true };
-    let page = open.fs.readdir(&Caller::root(), at, DirCookie::default(), limit).await.unwrap();
-    let named = page.entries.into_iter().map(|entry| {
+    let listed = files::list(&*open.fs, at).await.unwrap();
+    let named = listed.into_iter().map(|entry| {
         (String::from_utf8(entry.name.to_vec()).unwrap(), entry.attr.expect("attributes"))
     });
     named.filter(|(called, _)| called != "." && called != "..").collect()
@@ -78,8 +73,7 @@ fn shown(tree: &BTreeMap<String, Attr>) -> BTreeMap<String, (u32, u32)> {
 }
 
 async fn reopened(world: &World, volume: VolumeHandle, open: VolumeGuard) -> VolumeGuard {
-    drop(open);
-    world.volumes.close(volume.dataset).await.unwrap();
+    world.close(open).await;
     world.open(volume).await
 }
 
@@ -100,8 +94,7 @@ fn a_mount_group_is_shown_and_permits_like_a_recursive_chown() {
         assert_eq!(shown(&tree(&open).await), all_changed(&before, POD), "read again");
         // What is new in a folder gets the folder's group.
         let dir = before["/dir"].file;
-        let how = CreateHow::Guarded(SetAttr { mode: Some(0o644), ..SetAttr::default() });
-        let new = open.fs.create(&pod, dir, &name("new"), how).await.unwrap().attr;
+        let new = open.fs.create(&pod, dir, &name("new"), GUARDED).await.unwrap().attr;
         assert_eq!((new.gid, new.mode), (POD, 0o644));
 
         // A change by somebody stays, also when the same group is asked for again.
@@ -122,7 +115,7 @@ fn a_mount_group_is_shown_and_permits_like_a_recursive_chown() {
 
         // A clone shows what its source does, and takes another group by itself.
         world.volumes.close(volume.dataset).await.unwrap();
-        let clone = world.create("clone", Some(Source::Volume(volume))).await.unwrap().handle;
+        let clone = world.copy("clone", Source::Volume(volume)).await;
         let cloned = world.open(clone).await;
         assert_eq!(shown(&tree(&cloned).await), all_changed(&between, POD + 1));
         cloned.fs.set_mount_group(POD).await.unwrap();

@@ -1,16 +1,14 @@
 //! Giving a dataset up: because another asks, or because its claim is revoked (R27).
 
-use super::{Fast, World};
-use crate::leases::{LEASE, Pool, patiently, two_nodes, write};
-use bytes::Bytes;
+use crate::leases::{LEASE, Pool, patiently, two_nodes};
+use crate::support::files::{read, top, try_read, write_at};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use zerofs_csi::catalog::RevocationReason;
-use zerofs_csi::control::{ReleaseMode, takeover};
+use zerofs_csi::control::ReleaseMode;
 use zerofs_csi::fs::FsError;
-use zerofs_csi::fs::api::{Caller, FileSystem, Stability};
+use zerofs_csi::fs::api::FileSystem;
 use zerofs_csi::types::{Class, Classify};
-use zerofs_csi::volume::LeaseSettings;
 
 const POLL: Duration = Duration::from_millis(20);
 
@@ -20,28 +18,11 @@ fn an_owner_that_does_not_use_it_hands_over_when_it_is_asked() {
         let (a, b, volume) = two_nodes().await;
         let mailboxes = [a.world.serve_mailbox(POLL), b.world.serve_mailbox(POLL)];
         let open = a.open(volume).await;
-        let file = write(&open, "kept", b"in the store").await;
+        let file = top::write(&*open.fs, "kept", b"in the store").await;
         // Acknowledged and nowhere but in memory: handing over brings it to the store.
-        open.fs
-            .write(
-                &Caller::root(),
-                file,
-                0,
-                Bytes::from_static(b"only written"),
-                Stability::Unstable,
-            )
-            .await
-            .unwrap();
+        write_at(&*open.fs, file, 0, b"only written").await;
 
-        let pool_b = b.world.controller.pools().get(None).unwrap();
-        let taken = takeover::open(
-            pool_b,
-            &b.world.volumes,
-            &Default::default(),
-            volume.dataset,
-            Duration::from_millis(1),
-        )
-        .await;
+        let taken = b.world.take(volume, Duration::from_millis(1)).await;
         let refused = taken.err().expect("it is in use");
         assert!(
             refused.class() == Class::Precondition && refused.to_string().contains("node-a"),
@@ -50,19 +31,10 @@ fn an_owner_that_does_not_use_it_hands_over_when_it_is_asked() {
 
         drop(open);
         let asked = Instant::now();
-        let theirs = takeover::open(
-            pool_b,
-            &b.world.volumes,
-            &Default::default(),
-            volume.dataset,
-            Duration::from_secs(60),
-        )
-        .await
-        .unwrap();
+        let theirs = b.world.take(volume, Duration::from_secs(60)).await.unwrap();
         println!("handed over in {:?}", asked.elapsed());
         assert!(a.world.volumes.get(volume.dataset).is_none());
-        let read = theirs.exported.read(&Caller::root(), file, 0, 100).await.unwrap();
-        assert_eq!(read.data.concat(), b"only written");
+        assert_eq!(read(&*theirs.exported, file).await, b"only written");
         for mailbox in mailboxes {
             mailbox.stop().await;
         }
@@ -80,32 +52,19 @@ fn a_live_owner_applies_a_revocation() {
             .node_at("node-a", Duration::from_millis(600), Arc::new(tempfile::tempdir().unwrap()))
             .await;
         let b = pool.node("node-b").await;
-        let volume = a.world.create("v", None).await.unwrap().handle;
+        let volume = a.world.volume("v").await;
         for force in [true, false] {
             let mut losses = a.world.volumes.lost();
             let open = a.open(volume).await;
-            let file = write(&open, "kept", b"in the store").await;
-            open.fs
-                .write(
-                    &Caller::root(),
-                    file,
-                    0,
-                    Bytes::from_static(b"only written"),
-                    Stability::Unstable,
-                )
-                .await
-                .unwrap();
+            let file = top::write(&*open.fs, "kept", b"in the store").await;
+            write_at(&*open.fs, file, 0, b"only written").await;
             if force {
                 let from =
                     b.world.controller.release_volume(volume, ReleaseMode::Force).await.unwrap();
                 assert_eq!(from.as_deref(), Some("node-a"));
                 assert_eq!(b.owner(volume.dataset).await, None);
             } else {
-                b.world
-                    .controller
-                    .revoke_volume(volume, RevocationReason::OutOfService)
-                    .await
-                    .unwrap();
+                b.world.revoke(volume, RevocationReason::OutOfService).await;
             }
             let lost = tokio::time::timeout(Duration::from_secs(60), losses.recv())
                 .await
@@ -115,26 +74,14 @@ fn a_live_owner_applies_a_revocation() {
             let answer = patiently(|| open.fs.getattr(file)).await;
             assert!(matches!(answer, Err(FsError::Stale | FsError::Fenced)), "{answer:?}");
             drop(open);
-            let pool_b = b.world.controller.pools().get(None).unwrap();
-            let theirs = takeover::open(
-                pool_b,
-                &b.world.volumes,
-                &Default::default(),
-                volume.dataset,
-                Duration::from_secs(60),
-            )
-            .await
-            .unwrap();
-            let read =
-                patiently(|| async { theirs.exported.read(&Caller::root(), file, 0, 100).await })
-                    .await
-                    .unwrap();
-            assert_eq!(read.data.concat(), b"only written");
+            let theirs = b.world.take(volume, Duration::from_secs(60)).await.unwrap();
+            let read = patiently(|| try_read(&*theirs.exported, file)).await.unwrap();
+            assert_eq!(read, b"only written");
             drop(theirs);
             b.world.volumes.close(volume.dataset).await.unwrap();
             // The revocation was of that claim only: the next round opens the volume here again,
             // and nothing of it is left.
-            let session = a.world.volumes.settings().session;
+            let session = a.world.session();
             let revocations =
                 async || a.world.catalog.node_status(session).await.unwrap().revocations;
             for _ in 0..1000 {
@@ -156,10 +103,10 @@ fn a_revocation_counts_a_lease_after_it_was_seen() {
         let open = a.open(volume).await;
         let mut watch = b.watch(volume.dataset).await;
         b.clock.advance(LEASE - Duration::from_secs(1));
-        b.world.controller.revoke_volume(volume, RevocationReason::NodeGone).await.unwrap();
+        b.world.revoke(volume, RevocationReason::NodeGone).await;
         // A heartbeat that comes now moves the end of the lease, and the revocation's own time
         // begins.
-        let session = a.world.volumes.settings().session;
+        let session = a.world.session();
         let beat = zerofs_csi::catalog::Heartbeat {
             node: "node-a".into(),
             lease_millis: 45_000,
@@ -187,7 +134,7 @@ fn what_a_dead_node_had_is_deleted_without_it() {
     super::run(async {
         let (dead, later, volume) = two_nodes().await;
         let open = dead.open(volume).await;
-        write(&open, "kept", b"in the store").await;
+        top::write(&*open.fs, "kept", b"in the store").await;
         let mailbox = dead.world.serve_mailbox(POLL);
         let refused = later.world.controller.delete_volume(volume).await.unwrap_err();
         assert!(
@@ -197,8 +144,7 @@ fn what_a_dead_node_had_is_deleted_without_it() {
         mailbox.stop().await;
         dead.store.die();
         // Time goes fast where the deletion is asked for.
-        let lease = LeaseSettings { clock: Arc::new(Fast(100)), ..LeaseSettings::default() };
-        let elsewhere = World::under(later.world.catalog.clone(), "controller-1", None, lease);
+        let elsewhere = later.world.beside_in_fast_time("controller-1");
         elsewhere.controller.delete_volume(volume).await.unwrap();
         elsewhere.controller.delete_volume(volume).await.unwrap();
         drop(open);

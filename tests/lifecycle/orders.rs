@@ -22,8 +22,8 @@ async fn step(world: &World, model: &mut Model, rng: &mut StdRng) -> String {
     let name = format!("v{}", model.made);
     match rng.random_range(0..100) {
         0..15 => {
-            let made = world.create(&name, None).await.unwrap();
-            model.volumes.push((made.handle, Files::new()));
+            let made = world.volume(&name).await;
+            model.volumes.push((made, Files::new()));
             format!("create {name}")
         }
         15..40 if !model.volumes.is_empty() => {
@@ -39,24 +39,23 @@ async fn step(world: &World, model: &mut Model, rng: &mut StdRng) -> String {
         }
         40..55 if !model.volumes.is_empty() => {
             let (handle, files) = model.volumes.choose(rng).cloned().unwrap();
-            let (controller, cut) = (&world.controller, name.parse().unwrap());
             let cut = match rng.random() {
-                true => controller.create_csi_snapshot(handle, cut).await.unwrap(),
-                false => controller.create_snapshot(handle, cut).await.unwrap(),
+                true => world.csi_snapshot(handle, &name).await,
+                false => world.snapshot(handle, &name).await,
             };
-            model.snapshots.push((cut.handle, files));
+            model.snapshots.push((cut, files));
             format!("snapshot {name} of {handle}")
         }
         55..67 if !model.snapshots.is_empty() => {
             let (cut, files) = model.snapshots.choose(rng).cloned().unwrap();
-            let made = world.create(&name, Some(Source::Snapshot(cut))).await.unwrap();
-            model.volumes.push((made.handle, files));
+            let made = world.copy(&name, Source::Snapshot(cut)).await;
+            model.volumes.push((made, files));
             format!("clone {name} from {cut}")
         }
         67..73 if !model.volumes.is_empty() => {
             let (source, files) = model.volumes.choose(rng).cloned().unwrap();
-            let made = world.create(&name, Some(Source::Volume(source))).await.unwrap();
-            model.volumes.push((made.handle, files));
+            let made = world.copy(&name, Source::Volume(source)).await;
+            model.volumes.push((made, files));
             format!("clone {name} from volume {source}")
         }
         73..83 if !model.volumes.is_empty() => {
@@ -93,8 +92,8 @@ async fn story(seed: u64) {
     }
     // The snapshots that are left are still whole: every one can be cloned.
     for (i, (cut, files)) in model.snapshots.clone().into_iter().enumerate() {
-        let made = world.create(&format!("last{i}"), Some(Source::Snapshot(cut))).await.unwrap();
-        model.volumes.push((made.handle, files));
+        let made = world.copy(&format!("last{i}"), Source::Snapshot(cut)).await;
+        model.volumes.push((made, files));
     }
     Box::pin(verify(&world, &model, &history)).await;
     for (handle, _) in model.volumes.drain(..) {
@@ -111,9 +110,7 @@ async fn story(seed: u64) {
 #[test]
 fn any_order_keeps_what_is_needed_and_nothing_else() {
     super::run(async {
-        let size: u64 =
-            std::env::var("ZEROFS_TEST_SIZE").ok().and_then(|s| s.parse().ok()).unwrap_or(1);
-        for seed in 0..6 * size {
+        for seed in 0..6 * super::size() {
             Box::pin(story(seed)).await;
         }
     });

@@ -1,16 +1,16 @@
 //! Snapshot policies: one snapshot for each slot whoever runs them, nothing for nothing, and what
 //! is needed stays.
 
-use super::fault::FaultStore;
 use super::{Driven, World};
+use crate::support::fault::FaultStore;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 use zerofs_csi::bucket::{Bucket, Limits};
 use zerofs_csi::catalog::{Catalog, Dataset, Keep, KeepRules, PolicyRun, SnapshotPolicy, State};
+use zerofs_csi::control::Source;
 use zerofs_csi::control::policy::{PolicyRunner, PolicyStatus, REFRESH, RunOutcome};
 use zerofs_csi::types::{SessionId, SnapshotHandle, Timestamp, VolumeHandle};
-use zerofs_csi::volume::LeaseSettings;
 
 /// A Monday at midnight.
 const START: i64 = 1_795_996_800;
@@ -31,9 +31,8 @@ struct Process {
 impl Process {
     fn on(catalog: &Catalog, node: &str) -> Self {
         let clock = Arc::new(Driven::default());
-        let lease = LeaseSettings { clock: clock.clone(), ..LeaseSettings::default() };
-        let world = World::under(catalog.clone(), node, None, lease);
-        let pool = world.controller.pools().get(None).unwrap().clone();
+        let world = World::builder(node).clock(clock.clone()).on(catalog.clone());
+        let pool = world.pool().clone();
         let status = PolicyStatus::default();
         let runner = PolicyRunner::new(world.controller.clone(), pool, status.clone());
         Self { world, clock, runner, status }
@@ -50,7 +49,7 @@ impl Process {
     }
 
     async fn dataset(&self, volume: VolumeHandle) -> Dataset {
-        self.world.catalog.dataset_by_id(volume.dataset).await.unwrap().unwrap().record
+        self.world.record(volume).await
     }
 
     /// The names of the dataset's ready snapshots.
@@ -86,7 +85,7 @@ async fn catalog() -> Catalog {
 }
 
 async fn volume(process: &Process, name: &str) -> VolumeHandle {
-    let volume = process.world.create(name, None).await.unwrap().handle;
+    let volume = process.world.volume(name).await;
     process.world.write(volume, "file", b"data").await;
     volume
 }
@@ -146,7 +145,7 @@ fn an_idle_process_lists_the_policies_once_in_five_minutes() {
         let bucket = Bucket::memory();
         let one = Process::on(&Catalog::create(bucket.clone(), None).await.unwrap(), "one");
         for n in 0..40 {
-            let volume = one.world.create(&format!("v{n}"), None).await.unwrap().handle;
+            let volume = one.world.volume(&format!("v{n}")).await;
             one.set(volume, SnapshotPolicy { schedule: "1d".to_owned(), ..hourly(3) }, 1).await;
         }
         // Counts on its own.
@@ -207,10 +206,7 @@ fn what_somebody_needs_stays() {
         assert_eq!(one.turn(HOUR).await, made(1, 0));
         // A clone depends on the second one.
         let second = one.handle(volume, "auto-2026-11-30T01-00Z").await;
-        one.world
-            .create("clone", Some(zerofs_csi::control::Source::Snapshot(second)))
-            .await
-            .unwrap();
+        one.world.copy("clone", Source::Snapshot(second)).await;
         assert_eq!(one.turn(2 * HOUR).await, made(1, 0));
         assert!(controller.unhold_snapshot(handle, "other").await.is_err());
         controller.unhold_snapshot(handle, "audit").await.unwrap();
@@ -249,7 +245,7 @@ fn a_failure_at_each_step_is_made_good_by_the_next_turn() {
             assert_eq!(one.turn(0).await, made(1, 0));
             let failpoints = catalog.bucket().failpoints();
             failpoints.set(step, "1*return").unwrap();
-            let failed = one.runner.turn(at(HOUR)).await;
+            let failed = one.runner.run_due(at(HOUR)).await;
             let counted = matches!(failed, Ok(RunOutcome::Done { failed: 1, .. }));
             assert!(failed.is_err() || counted, "{step}: {failed:?}");
             // After the pause of a slot that failed, or after the lease of a claim that was kept.
@@ -273,8 +269,7 @@ fn a_failure_at_each_step_is_made_good_by_the_next_turn() {
 fn a_machine_whose_clock_differs_from_the_stores_deletes_nothing() {
     super::run(async {
         let store = FaultStore::memory();
-        let bucket = Bucket::on(store.clone(), object_store::path::Path::default());
-        let catalog = Catalog::create(bucket, None).await.unwrap();
+        let catalog = Catalog::create(store.bucket(), None).await.unwrap();
         let mut process = Process::on(&catalog, "one");
         let volume = volume(&process, "web").await;
         process.set(volume, hourly(1), -10 * 24 * HOUR).await;

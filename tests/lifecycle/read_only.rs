@@ -1,13 +1,13 @@
 //! Read-only volumes: a snapshot on any number of nodes, without an owner.
 
 use super::{World, data, run};
-use crate::setup::new_volume;
-use std::sync::Arc;
+use crate::support::files::{GUARDED, name, root, top, try_read};
+use crate::support::world::new_volume;
 use zerofs_csi::catalog::Form;
 use zerofs_csi::control::{ControlError, NewVolume, Source, VolumeInfo};
 use zerofs_csi::fs::FsError;
-use zerofs_csi::fs::api::*;
-use zerofs_csi::types::{Class, Classify, SnapshotHandle, VolumeHandle};
+use zerofs_csi::fs::api::FileSystem;
+use zerofs_csi::types::{Class, Classify, SnapshotHandle};
 use zerofs_csi::volume::{Attached, VolumeError};
 
 async fn create(
@@ -24,43 +24,28 @@ async fn create(
 }
 
 async fn read(attached: &Attached, name: &str) -> Result<Vec<u8>, FsError> {
-    let fs = &attached.exported;
-    let (attr, _) = fs.lookup(&Caller::root(), fs.root(), name.as_bytes()).await?;
-    let mut got = Vec::new();
-    while (got.len() as u64) < attr.size {
-        let read = fs.read(&Caller::root(), attr.file, got.len() as u64, 1 << 20).await?;
-        read.data.iter().for_each(|part| got.extend_from_slice(part));
-    }
-    Ok(got)
-}
-
-async fn attach(world: &World, volume: VolumeHandle) -> Attached {
-    world.volumes.attach(&world.catalog, volume.dataset).await.unwrap()
+    let fs = &*attached.exported;
+    try_read(fs, top::child(fs, name).await?.file).await
 }
 
 #[test]
 fn a_snapshot_is_a_volume_on_every_node_at_once() {
     run(async {
         let world = World::new().await;
-        let source = world.create("source", None).await.unwrap().handle;
+        let source = world.volume("source").await;
         let content = data(3, 700_000);
         world.write(source, "file", &content).await;
         let cut = world.snapshot(source, "cut").await;
         world.write(source, "file", b"other").await;
         // The call fails once after it was done: a retry answers the same volume.
-        world.catalog.bucket().failpoints().set("control.create.reader", "1*return->off").unwrap();
+        world.failpoints().set("control.create.reader", "1*return->off").unwrap();
         let failed = create(&world, "reader", cut).await.unwrap_err();
         assert_eq!(failed.class(), Class::Unavailable, "{failed}");
-        let requests = world.catalog.bucket().requests();
+        let requests = world.bucket().requests();
         let made = create(&world, "reader", cut).await.unwrap();
-        assert_eq!(
-            world.catalog.bucket().requests().put,
-            requests.put,
-            "nothing is made: {made:?}"
-        );
+        assert_eq!(world.bucket().requests().put, requests.put, "nothing is made: {made:?}");
         assert!(
             world
-                .catalog
                 .bucket()
                 .list(&format!("vol/{}", made.handle.dataset.incarnation))
                 .await
@@ -68,13 +53,10 @@ fn a_snapshot_is_a_volume_on_every_node_at_once() {
                 .is_empty()
         );
 
-        let others: Vec<Arc<World>> = ["node-b", "node-c"]
-            .map(|node| Arc::new(World::on(world.catalog.clone(), node)))
-            .into_iter()
-            .collect();
-        let mut all = vec![attach(&world, made.handle).await];
+        let others = ["node-b", "node-c"].map(|node| world.beside(node));
+        let mut all = vec![world.attach(made.handle).await];
         for other in &others {
-            all.push(attach(other, made.handle).await);
+            all.push(other.attach(made.handle).await);
         }
         // The source, its snapshot: gone. The volume is what keeps them (R14).
         world.controller.delete_snapshot(cut).await.unwrap();
@@ -84,20 +66,13 @@ fn a_snapshot_is_a_volume_on_every_node_at_once() {
         for attached in &all {
             assert!(!attached.is_owned());
             assert!(read(attached, "file").await.unwrap() == content);
-            let fs = &attached.exported;
-            let how = CreateHow::Unchecked(SetAttr::default());
-            let name = zerofs_csi::types::EntryName::try_from(&b"new"[..]).unwrap();
-            assert!(matches!(
-                fs.create(&Caller::root(), fs.root(), &name, how).await,
-                Err(FsError::ReadOnly)
-            ));
+            let fs = &*attached.exported;
+            let created = fs.create(&root(), fs.root(), &name("new"), GUARDED).await;
+            assert!(matches!(created, Err(FsError::ReadOnly)));
             let stat = fs.statfs().await.unwrap();
             assert!(stat.free_bytes == 0 && stat.total_bytes >= content.len() as u64, "{stat:?}");
         }
-        assert_eq!(
-            world.catalog.dataset_by_id(made.handle.dataset).await.unwrap().unwrap().record.owner,
-            None
-        );
+        assert_eq!(world.record(made.handle).await.owner, None);
         let refused =
             world.volumes.open(&world.catalog, made.handle.dataset).await.map(drop).unwrap_err();
         assert!(matches!(refused, VolumeError::ReadOnly { .. }), "{refused}");

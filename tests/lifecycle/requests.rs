@@ -2,17 +2,17 @@
 //! volume costs a heartbeat; a collection reads of a volume in use what is new in it.
 
 use super::World;
+use crate::support::files::{name, top};
 use std::time::Duration;
 use zerofs_csi::bucket::{Bucket, Limits, Requests};
-use zerofs_csi::catalog::Catalog;
 use zerofs_csi::control::Source;
-use zerofs_csi::fs::api::{Caller, CreateHow, FileKind, FileSystem, SetAttr};
+use zerofs_csi::fs::api::FileKind;
 use zerofs_csi::fs::db::{Database, DbCache};
 use zerofs_csi::fs::key::{self, NameHash};
 use zerofs_csi::fs::row::DirEntryRow;
 use zerofs_csi::fs::{Batch, Committer};
 use zerofs_csi::telemetry::Failpoints;
-use zerofs_csi::types::{EntryName, FamilyId, InodeNo, VolumeHandle};
+use zerofs_csi::types::{FamilyId, InodeNo, VolumeHandle};
 use zerofs_csi::volume::{LeaseSettings, Volume, place};
 
 /// Writes the rows of this many files, straight through the committer: a hundred thousand calls
@@ -34,7 +34,7 @@ async fn fill(world: &World, volume: VolumeHandle, files: usize) {
         let mut batch = Batch::default();
         for _ in 0..left.min(1000) {
             let (ino, _) = committer.new_inode().unwrap();
-            let name = EntryName::try_from(format!("file{}", ino.0).as_bytes()).unwrap();
+            let name = name(&format!("file{}", ino.0));
             let entry = DirEntryRow { ino, kind: FileKind::Regular, name: name.clone() };
             batch.put(
                 key::dir_entry(InodeNo::ROOT, NameHash::of(&hash_key, name.as_bytes()), 0),
@@ -51,15 +51,14 @@ async fn fill(world: &World, volume: VolumeHandle, files: usize) {
 
 async fn counted(files: usize) -> [Requests; 3] {
     let world = World::new().await;
-    let bucket = world.catalog.bucket().clone();
+    let bucket = world.bucket().clone();
     let since = |before: Requests| bucket.requests() - before;
     let at = bucket.requests();
-    let volume = world.create("source", None).await.unwrap().handle;
+    let volume = world.volume("source").await;
     let create = since(at);
     fill(&world, volume, files).await;
     let at = bucket.requests();
-    let cut =
-        world.controller.create_csi_snapshot(volume, "cut".parse().unwrap()).await.unwrap().handle;
+    let cut = world.csi_snapshot(volume, "cut").await;
     let snapshot = since(at);
     let at = bucket.requests();
     world.create("clone", Some(Source::Snapshot(cut))).await.unwrap();
@@ -88,7 +87,7 @@ fn requests_do_not_depend_on_the_number_of_files() {
 /// their number, and nothing else.
 #[test]
 fn an_idle_node_costs_its_heartbeat_however_many_volumes_it_has_open() {
-    crate::setup::paused(|| async {
+    super::paused(|| async {
         let (one, many) = (idle_hour(1).await, idle_hour(5).await);
         println!("an hour of a node with idle volumes: {one:?}");
         for (hour, volumes) in [(one, 1), (many, 5)] {
@@ -109,14 +108,14 @@ async fn idle_hour(volumes: usize) -> Requests {
     let mailbox = world.serve_mailbox(Duration::from_secs(2));
     let mut open = Vec::new();
     for n in 0..volumes {
-        let volume = world.create(&format!("v{n}"), None).await.unwrap().handle;
+        let volume = world.volume(&format!("v{n}")).await;
         world.write(volume, "file", b"some bytes").await;
         open.push(world.open(volume).await);
     }
     tokio::time::sleep(Duration::from_secs(2 * 3600)).await;
-    let before = world.catalog.bucket().requests();
+    let before = world.bucket().requests();
     tokio::time::sleep(Duration::from_secs(3600)).await;
-    let hour = world.catalog.bucket().requests() - before;
+    let hour = world.bucket().requests() - before;
     mailbox.stop().await;
     hour
 }
@@ -125,9 +124,9 @@ async fn idle_hour(volumes: usize) -> Requests {
 /// and of one that is written to.
 async fn waits() -> [Duration; 2] {
     let world = World::new().await;
-    let elsewhere = World::on(world.catalog.clone(), "controller-1");
+    let elsewhere = world.beside("controller-1");
     let mailbox = world.serve_mailbox(Duration::from_secs(2));
-    let volume = world.create("v", None).await.unwrap().handle;
+    let volume = world.volume("v").await;
     let open = world.open(volume).await;
     let mut waits = [Duration::ZERO; 2];
     for (n, wait) in waits.iter_mut().enumerate() {
@@ -149,7 +148,7 @@ async fn waits() -> [Duration; 2] {
 /// a volume in use; whoever asked looks for the answer each second.
 #[test]
 fn a_request_is_read_with_the_next_renewal_or_while_the_volume_is_used_within_two_seconds() {
-    crate::setup::paused(|| async {
+    super::paused(|| async {
         let look = Duration::from_secs(1);
         let [idle, used] = waits().await;
         println!("a snapshot asked of an idle owner: {idle:?}; of one in use: {used:?}");
@@ -163,17 +162,17 @@ fn a_request_is_read_with_the_next_renewal_or_while_the_volume_is_used_within_tw
 async fn idle(volumes: usize) -> Requests {
     let world = World::new().await;
     for n in 0..volumes {
-        let volume = world.create(&format!("v{n}"), None).await.unwrap().handle;
+        let volume = world.volume(&format!("v{n}")).await;
         world.create(&format!("v{n}-never-opened"), None).await.unwrap();
         for name in ["one", "two"] {
             world.write(volume, name, &super::data(n as u64, 50_000)).await;
-            world.controller.create_snapshot(volume, name.parse().unwrap()).await.unwrap();
+            world.snapshot(volume, name).await;
         }
     }
     world.collect().await;
-    let before = world.catalog.bucket().requests();
+    let before = world.bucket().requests();
     world.collect().await;
-    world.catalog.bucket().requests() - before
+    world.bucket().requests() - before
 }
 
 #[test]
@@ -189,9 +188,7 @@ fn a_collection_of_an_idle_pool_is_listings_however_many_volumes_there_are() {
 /// Makes changes that are each synced: a WAL object each.
 async fn sync_often(volume: &Volume, from: usize, times: usize) {
     for n in from..from + times {
-        let how = CreateHow::Guarded(SetAttr { mode: Some(0o644), ..SetAttr::default() });
-        let name = EntryName::try_from(format!("file{n}").as_bytes()).unwrap();
-        volume.fs.create(&Caller::root(), volume.fs.root(), &name, how).await.unwrap();
+        top::create(&*volume.fs, &format!("file{n}")).await;
         volume.fs.sync().await.unwrap();
     }
 }
@@ -200,13 +197,12 @@ async fn sync_often(volume: &Volume, from: usize, times: usize) {
 fn a_collection_reads_of_a_volume_in_use_only_what_is_new() {
     super::run(async {
         let bucket = Bucket::memory();
-        let owner = World::on(Catalog::create(bucket.clone(), None).await.unwrap(), "node-a");
-        let volume = owner.create("v", None).await.unwrap().handle;
+        let owner = World::builder("node-a").create(bucket.clone()).await;
+        let volume = owner.volume("v").await;
         let open = owner.open(volume).await;
         // Counts on its own: the owner looks at its manifest while a slow collection goes on.
         let bucket = bucket.with_limits(Limits::default());
-        let controller =
-            World::on(Catalog::open(bucket.clone(), None).await.unwrap(), "controller-1");
+        let controller = World::builder("controller-1").open(bucket.clone()).await;
         sync_often(&open, 0, 200).await;
         controller.collect().await;
         let mut counts = Vec::new();

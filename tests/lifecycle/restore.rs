@@ -1,11 +1,11 @@
 //! Restores in place: by reference, through whoever has the volume, and whatever fails.
 
-use super::snapdir::{child, mkdir, name, read, root, write};
 use super::{World, data, run};
+use crate::support::files::{self, child, content, mkdir, name, read, root, top, write, write_at};
+use crate::support::world::until_passed;
 use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::time::Duration;
-use tokio_util::sync::CancellationToken;
 use zerofs_csi::catalog::{Catalog, Dataset, Owner};
 use zerofs_csi::control::{ControlError, Replaced, RestoreInPlace};
 use zerofs_csi::fs::Restored;
@@ -18,34 +18,17 @@ use zerofs_csi::types::{
 use zerofs_csi::volume::{ActiveClaim, ExportedFs, collect_released, forget_restore, place};
 
 /// Kind, mode, owner, mtime, links, content.
-type Object = (FileKind, u32, u32, Timestamp, u32, Vec<u8>);
+pub type Object = (FileKind, u32, u32, Timestamp, u32, Vec<u8>);
 
-async fn tree(fs: &ExportedFs, top: FileRef) -> BTreeMap<String, Object> {
-    let mut found = BTreeMap::new();
-    let mut waiting = vec![(String::new(), top)];
-    let limit = ListLimit { entries: 5000, bytes: 1 << 20, entry_bytes: 32, with_attr: false };
-    while let Some((path, dir)) = waiting.pop() {
-        for entry in fs.readdir(&root(), dir, DirCookie(0), limit).await.unwrap().entries {
-            if entry.name == "." || entry.name == ".." {
-                continue;
-            }
-            let attr = child(fs, dir, std::str::from_utf8(&entry.name).unwrap()).await.unwrap();
-            let path = format!("{path}/{}", String::from_utf8_lossy(&entry.name));
-            let content = match attr.kind {
-                FileKind::Regular => read(fs, attr.file).await,
-                FileKind::Symlink => fs.readlink(&root(), attr.file).await.unwrap().0.to_vec(),
-                _ => Vec::new(),
-            };
-            if attr.kind == FileKind::Directory {
-                waiting.push((path.clone(), attr.file));
-            }
-            found.insert(path, (attr.kind, attr.mode, attr.uid, attr.mtime, attr.nlink, content));
-        }
-    }
-    found
+pub async fn tree(fs: &ExportedFs, top: FileRef) -> BTreeMap<String, Object> {
+    let found = files::tree(fs, top).await.unwrap().into_iter();
+    let shown = |(path, files::Object { attr, content, .. })| {
+        (path, (attr.kind, attr.mode, attr.uid, attr.mtime, attr.nlink, content))
+    };
+    found.map(shown).collect()
 }
 
-fn wanted(snapshot: SnapshotHandle, from: &str, to: &str, overwrite: bool) -> RestoreInPlace {
+pub fn wanted(snapshot: SnapshotHandle, from: &str, to: &str, overwrite: bool) -> RestoreInPlace {
     RestoreInPlace {
         call: Incarnation::random(),
         snapshot: snapshot.snapshot,
@@ -55,7 +38,7 @@ fn wanted(snapshot: SnapshotHandle, from: &str, to: &str, overwrite: bool) -> Re
     }
 }
 
-async fn restore(
+pub async fn restore(
     world: &World,
     volume: VolumeHandle,
     wanted: &RestoreInPlace,
@@ -79,12 +62,9 @@ async fn fill(fs: &ExportedFs) {
     // More records than one batch holds.
     let large = write(fs, dir, "large", b"").await;
     for at in 0..40u64 {
-        let part = Bytes::from(data(at + 50, 1 << 20));
-        fs.write(&root(), large, at << 20, part, Stability::Unstable).await.unwrap();
+        write_at(fs, large, at << 20, &data(at + 50, 1 << 20)).await;
     }
-    fs.write(&root(), large, 200 << 20, Bytes::from_static(b"behind a hole"), Stability::Unstable)
-        .await
-        .unwrap();
+    write_at(fs, large, 200 << 20, b"behind a hole").await;
     fs.commit(&root(), large, 0, 0).await.unwrap();
     fs.setattr(&root(), large, SetAttr { size: Some((36 << 20) + 77), ..SetAttr::default() }, None)
         .await
@@ -119,8 +99,8 @@ async fn fill(fs: &ExportedFs) {
     .unwrap();
 }
 
-async fn is_sound(world: &World, volume: VolumeHandle, when: &str) {
-    let record = world.catalog.dataset_by_id(volume.dataset).await.unwrap().unwrap().record;
+pub async fn is_sound(world: &World, volume: VolumeHandle, when: &str) {
+    let record = world.record(volume).await;
     let at = place(&world.catalog, record.family, record.incarnation, &DbCache::new(8 << 20));
     let reader = Reader::newest(&at).await.unwrap();
     let report = check(&reader).await.unwrap();
@@ -134,7 +114,7 @@ async fn is_sound(world: &World, volume: VolumeHandle, when: &str) {
 
 /// Every pack is unreadable while something is done.
 async fn without_packs<T>(world: &World, work: impl Future<Output = T>) -> T {
-    let bucket = world.catalog.bucket();
+    let bucket = world.bucket();
     let mut packs = Vec::new();
     for listed in bucket.list("packs/").await.unwrap() {
         let bytes = bucket.get(&listed.key, 1 << 30).await.unwrap().unwrap();
@@ -157,12 +137,12 @@ async fn without_packs<T>(world: &World, work: impl Future<Output = T>) -> T {
 fn a_tree_is_put_back_by_reference_through_any_owner() {
     run(async {
         let (world, volume, open) = World::with_open().await;
-        fill(&open.exported).await;
+        fill(&*open.exported).await;
         open.fs.sync().await.unwrap();
         let cut = world.snapshot(volume, "cut").await;
-        let before = tree(&open.exported, open.exported.root()).await;
+        let before = tree(&*open.exported, open.exported.root()).await;
         let spoil = async |fs: &ExportedFs| {
-            let dir = child(fs, fs.root(), "dir").await.unwrap().file;
+            let dir = top::child(fs, "dir").await.unwrap().file;
             let inner = child(fs, dir, "inner").await.unwrap().file;
             for gone in ["file 1", "file 3", "second name"] {
                 fs.remove(&root(), inner, &name(gone)).await.unwrap();
@@ -184,7 +164,7 @@ fn a_tree_is_put_back_by_reference_through_any_owner() {
         };
 
         // The volume is open in this process.
-        spoil(&open.exported).await;
+        spoil(&*open.exported).await;
         let objects =
             without_packs(&world, restore(&world, volume, &wanted(cut, "dir", "dir", true)))
                 .await
@@ -192,24 +172,24 @@ fn a_tree_is_put_back_by_reference_through_any_owner() {
                 .objects;
         // All but the empty file and the pipe, which nobody touched.
         assert_eq!(objects, 8);
-        same(&tree(&open.exported, open.exported.root()).await, "open here");
+        same(&tree(&*open.exported, open.exported.root()).await, "open here");
         // Beside what is there, under another name.
         without_packs(&world, restore(&world, volume, &wanted(cut, "/dir/inner", "/copy", false)))
             .await
             .unwrap();
-        let copy = child(&open.exported, open.exported.root(), "copy").await.unwrap();
+        let copy = top::child(&*open.exported, "copy").await.unwrap();
         assert_eq!((copy.uid, copy.mtime), (5, Timestamp::from_nanos(1_234_567_890)));
 
         // The volume is open in another process.
-        spoil(&open.exported).await;
-        let elsewhere = World::on(world.catalog.clone(), "controller-1");
+        spoil(&*open.exported).await;
+        let elsewhere = world.beside("controller-1");
         let mailbox = world.serve_mailbox(Duration::from_millis(50));
         let again = wanted(cut, "dir", "dir", true);
         assert_eq!(
             without_packs(&world, restore(&elsewhere, volume, &again)).await.unwrap().objects,
             8
         );
-        same(&tree(&open.exported, open.exported.root()).await, "open elsewhere");
+        same(&tree(&*open.exported, open.exported.root()).await, "open elsewhere");
         let missing =
             restore(&elsewhere, volume, &wanted(cut, "dir/none", "x", false)).await.unwrap_err();
         assert!(
@@ -219,25 +199,22 @@ fn a_tree_is_put_back_by_reference_through_any_owner() {
         mailbox.stop().await;
 
         // Nobody has it open.
-        spoil(&open.exported).await;
-        drop(open);
-        world.volumes.close(volume.dataset).await.unwrap();
+        spoil(&*open.exported).await;
+        world.close(open).await;
         without_packs(&world, restore(&elsewhere, volume, &wanted(cut, "/", "/", true)))
             .await
             .unwrap();
-        let open = elsewhere.volumes.open(&world.catalog, volume.dataset).await.unwrap();
-        same(&tree(&open.exported, open.exported.root()).await, "released");
-        drop(open);
-        elsewhere.volumes.close(volume.dataset).await.unwrap();
+        let open = elsewhere.open(volume).await;
+        same(&tree(&*open.exported, open.exported.root()).await, "released");
+        elsewhere.close(open).await;
         is_sound(&world, volume, "at the end").await;
 
         // The restored rows no longer need the snapshot.
         world.controller.delete_snapshot(cut).await.unwrap();
         world.collect().await;
-        let open = elsewhere.volumes.open(&world.catalog, volume.dataset).await.unwrap();
-        same(&tree(&open.exported, open.exported.root()).await, "without the snapshot");
-        drop(open);
-        elsewhere.volumes.close(volume.dataset).await.unwrap();
+        let open = elsewhere.open(volume).await;
+        same(&tree(&*open.exported, open.exported.root()).await, "without the snapshot");
+        elsewhere.close(open).await;
         world.controller.delete_volume(volume).await.unwrap();
         world.collect().await;
         world.assert_empty("all is deleted").await;
@@ -248,8 +225,8 @@ fn a_tree_is_put_back_by_reference_through_any_owner() {
 fn what_did_not_change_stays_open() {
     run(async {
         let (world, volume, open) = World::with_open().await;
-        let fs = &open.exported;
-        let dir = mkdir(fs, fs.root(), "dir").await;
+        let fs = &*open.exported;
+        let dir = top::mkdir(fs, "dir").await;
         let (same, linked) =
             (write(fs, dir, "same", b"same").await, write(fs, dir, "linked", b"linked").await);
         let (spoilt, set_back) =
@@ -259,9 +236,7 @@ fn what_did_not_change_stays_open() {
         let cut = world.snapshot(volume, "cut").await;
         let before = tree(fs, fs.root()).await;
         for file in [spoilt, set_back] {
-            fs.write(&root(), file, 0, Bytes::from_static(b"evil"), Stability::FileSync)
-                .await
-                .unwrap();
+            write_at(fs, file, 0, b"evil").await;
         }
         fs.setattr(
             &root(),
@@ -294,13 +269,13 @@ fn what_did_not_change_stays_open() {
 fn what_is_in_the_way_or_nowhere_is_said() {
     run(async {
         let (world, volume, open) = World::with_open().await;
-        let fs = &open.exported;
-        write(fs, fs.root(), "file", b"content").await;
-        let dir = mkdir(fs, fs.root(), "dir").await;
+        let fs = &*open.exported;
+        top::write(fs, "file", b"content").await;
+        let dir = top::mkdir(fs, "dir").await;
         write(fs, dir, "in", b"inside").await;
         let cut = world.snapshot(volume, "cut").await;
         write(fs, dir, "new", b"new").await;
-        write(fs, fs.root(), "file", b"changed").await;
+        top::write(fs, "file", b"changed").await;
         let cases = [
             (wanted(cut, "file", "file", false), Class::Exists, "/file"),
             (wanted(cut, "dir", "dir", false), Class::Exists, "/dir"),
@@ -321,22 +296,18 @@ fn what_is_in_the_way_or_nowhere_is_said() {
                 refused.class() == class && refused.to_string().contains(why),
                 "{wanted:?}: {refused}"
             );
-            assert_eq!(
-                read(fs, child(fs, fs.root(), "file").await.unwrap().file).await,
-                b"changed"
-            );
+            assert_eq!(top::content(fs, "file").await, b"changed");
         }
         // By force: the file is replaced, the folder keeps what else is in it.
         restore(&world, volume, &wanted(cut, "file", "file", true)).await.unwrap();
         restore(&world, volume, &wanted(cut, "dir", "dir", true)).await.unwrap();
-        assert_eq!(read(fs, child(fs, fs.root(), "file").await.unwrap().file).await, b"content");
-        assert_eq!(read(fs, child(fs, dir, "new").await.unwrap().file).await, b"new");
-        let other = world.create("b", None).await.unwrap().handle;
+        assert_eq!(top::content(fs, "file").await, b"content");
+        assert_eq!(content(fs, dir, "new").await, b"new");
+        let other = world.volume("b").await;
         let refused =
             restore(&world, other, &wanted(cut, "file", "file", false)).await.unwrap_err();
         assert_eq!(refused.class(), Class::Invalid, "{refused}");
-        drop(open);
-        world.volumes.close(volume.dataset).await.unwrap();
+        world.close(open).await;
         is_sound(&world, volume, "at the end").await;
     });
 }
@@ -355,7 +326,7 @@ fn a_restore_that_fails_anywhere_is_repaired_by_a_retry() {
             ("volume.restore.forget", 0),
         ];
         let (world, volume, open) = World::with_open().await;
-        fill(&open.exported).await;
+        fill(&*open.exported).await;
         open.fs.sync().await.unwrap();
         let cut = world.snapshot(volume, "cut").await;
         drop(open);
@@ -367,7 +338,7 @@ fn a_restore_that_fails_anywhere_is_repaired_by_a_retry() {
                 "1*return->off".to_owned()
             };
             world.open(volume).await;
-            world.catalog.bucket().failpoints().set(step, &action).unwrap();
+            world.failpoints().set(step, &action).unwrap();
             let failed = restore(&world, volume, &wanted(cut, "dir", &to, true)).await;
             assert!(failed.is_err(), "{step}");
             // As after a crash: the next opening mends what is left.
@@ -377,29 +348,22 @@ fn a_restore_that_fails_anywhere_is_repaired_by_a_retry() {
             is_sound(&world, volume, step).await;
             let open = world.open(volume).await;
             restore(&world, volume, &wanted(cut, "dir", &to, true)).await.unwrap();
-            let copy = child(&open.exported, open.exported.root(), &to).await.unwrap().file;
-            let original = child(&open.exported, open.exported.root(), "dir").await.unwrap().file;
+            let copy = top::child(&*open.exported, &to).await.unwrap().file;
+            let original = top::child(&*open.exported, "dir").await.unwrap().file;
             let (copy, original) =
-                (tree(&open.exported, copy).await, tree(&open.exported, original).await);
+                (tree(&*open.exported, copy).await, tree(&*open.exported, original).await);
             assert!(copy == original, "{step}");
-            drop(open);
-            world.volumes.close(volume.dataset).await.unwrap();
+            world.close(open).await;
             is_sound(&world, volume, step).await;
         }
         // The snapshot is deleted while a restore from it was cut short: it stays until the rows
         // that may refer to it are settled (R10).
-        world
-            .catalog
-            .bucket()
-            .failpoints()
-            .set("control.restore.durable", "1*return->off")
-            .unwrap();
+        world.failpoints().set("control.restore.durable", "1*return->off").unwrap();
         let open = world.open(volume).await;
         restore(&world, volume, &wanted(cut, "dir", "last", false)).await.unwrap_err();
         world.controller.delete_snapshot(cut).await.unwrap();
         assert_eq!(world.collect().await.snapshots, Vec::<String>::new());
-        drop(open);
-        world.volumes.close(volume.dataset).await.unwrap();
+        world.close(open).await;
         drop(world.open(volume).await);
         world.volumes.close(volume.dataset).await.unwrap();
         assert_eq!(world.collect().await.snapshots.len(), 1);
@@ -415,13 +379,13 @@ fn a_restore_that_fails_anywhere_is_repaired_by_a_retry() {
 fn what_takes_the_name_during_a_restore_is_kept_as_well() {
     run(async {
         let (world, volume, open) = World::with_open().await;
-        let fs = &open.exported;
-        write(fs, fs.root(), "file", b"old").await;
+        let fs = &*open.exported;
+        top::write(fs, "file", b"old").await;
         open.fs.sync().await.unwrap();
         let cut = world.snapshot(volume, "cut").await;
-        write(fs, fs.root(), "file", b"present").await;
-        write(fs, fs.root(), "draft", b"saved meanwhile").await;
-        let failpoints = world.catalog.bucket().failpoints();
+        top::write(fs, "file", b"present").await;
+        top::write(fs, "draft", b"saved meanwhile").await;
+        let failpoints = world.failpoints();
         failpoints.set("fs.restore.kept", "1*pause->off").unwrap();
         let restoring = tokio::spawn({
             let (controller, wanted) =
@@ -429,9 +393,7 @@ fn what_takes_the_name_during_a_restore_is_kept_as_well() {
             let kept = Replaced::KeptBeside;
             async move { controller.restore_in_place_with(volume, &wanted, kept, &|_| ()).await }
         });
-        while !failpoints.passed().contains_key("fs.restore.kept") {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
+        until_passed(failpoints, "fs.restore.kept", 0).await;
         let top = fs.root();
         fs.rename(&root(), (top, &name("draft")), (top, &name("file"))).await.unwrap();
         failpoints.set("fs.restore.kept", "off").unwrap();
@@ -442,8 +404,7 @@ fn what_takes_the_name_during_a_restore_is_kept_as_well() {
             let found = child(fs, top, at).await.unwrap().file;
             assert_eq!(read(fs, found).await, content, "{at}");
         }
-        drop(open);
-        world.volumes.close(volume.dataset).await.unwrap();
+        world.close(open).await;
         is_sound(&world, volume, "at the end").await;
     });
 }
@@ -462,9 +423,9 @@ async fn edit(catalog: &Catalog, id: DatasetId, mut change: impl FnMut(&mut Data
 fn only_the_claim_in_the_record_ends_a_restore() {
     run(async {
         let (world, volume, open) = World::with_open().await;
-        write(&open.exported, open.exported.root(), "file", &data(1, 100_000)).await;
+        top::write(&*open.exported, "file", &data(1, 100_000)).await;
         let cut = world.snapshot(volume, "cut").await;
-        let (catalog, failpoints) = (world.catalog.clone(), world.catalog.bucket().failpoints());
+        let (catalog, failpoints) = (world.catalog.clone(), world.failpoints());
         let (id, life, mine) = (volume.dataset, volume.dataset.incarnation, open.claim.clone());
         let record = async || catalog.dataset_by_id(id).await.unwrap().unwrap().record;
         let depends = async || {
@@ -508,7 +469,7 @@ fn only_the_claim_in_the_record_ends_a_restore() {
             let refused =
                 restore(&world, volume, &wanted(cut, "file", "again", false)).await.unwrap_err();
             assert_eq!(refused.class(), Class::Unavailable, "{refused}");
-            let again = child(&open.exported, open.exported.root(), "again").await;
+            let again = top::child(&*open.exported, "again").await;
             assert!(depends().await && again.is_err());
         }
 
@@ -517,8 +478,7 @@ fn only_the_claim_in_the_record_ends_a_restore() {
         let other = world.snapshot(volume, "other").await;
         restore(&world, volume, &wanted(other, "file", "again", false)).await.unwrap();
         assert!(!depends().await);
-        drop(open);
-        world.volumes.close(volume.dataset).await.unwrap();
+        world.close(open).await;
         is_sound(&world, volume, "at the end").await;
     });
 }
@@ -528,16 +488,11 @@ fn only_the_claim_in_the_record_ends_a_restore() {
 fn an_interrupted_restore_is_ended_by_the_next_maintenance() {
     run(async {
         let world = World::new().await;
-        let volume = world.create("a", None).await.unwrap().handle;
+        let volume = world.volume("a").await;
         world.write(volume, "file", &data(1, 100_000)).await;
         let cut = world.snapshot(volume, "cut").await;
         for (n, care) in ["a collection", "a snapshot"].into_iter().enumerate() {
-            world
-                .catalog
-                .bucket()
-                .failpoints()
-                .set("control.restore.durable", "1*return->off")
-                .unwrap();
+            world.failpoints().set("control.restore.durable", "1*return->off").unwrap();
             restore(&world, volume, &wanted(cut, "file", &format!("copy {n}"), false))
                 .await
                 .unwrap_err();
@@ -573,231 +528,20 @@ fn an_interrupted_restore_is_ended_by_the_next_maintenance() {
     });
 }
 
-/// While the names of one file take the place of others, each of them is there.
-#[test]
-fn a_name_that_becomes_a_hard_link_is_never_away() {
-    run(async {
-        const NAMES: usize = 300;
-        let (world, volume, open) = World::with_open().await;
-        let fs = &open.exported;
-        let dir = mkdir(fs, fs.root(), "dir").await;
-        let first = write(fs, dir, "name 0", b"one").await;
-        for n in 1..NAMES {
-            fs.link(&root(), first, dir, &name(&format!("name {n}"))).await.unwrap();
-        }
-        let cut = world.snapshot(volume, "cut").await;
-        // Some keep an old link, the others become files of their own.
-        for n in (0..NAMES).filter(|n| n % 3 != 0) {
-            fs.remove(&root(), dir, &name(&format!("name {n}"))).await.unwrap();
-            write(fs, dir, &format!("name {n}"), b"another").await;
-        }
-        let done = CancellationToken::new();
-        let looking = tokio::spawn({
-            let (open, done) = (open.clone(), done.clone());
-            async move {
-                let (mut looks, mut away) = (0usize, Vec::new());
-                while !done.is_cancelled() {
-                    let n = looks % NAMES;
-                    looks += 1;
-                    if child(&open.exported, dir, &format!("name {n}")).await.is_err() {
-                        away.push(n);
-                    }
-                }
-                away
-            }
-        });
-        // Also where all names are the restored file's already.
-        for _ in 0..2 {
-            let restored = restore(&world, volume, &wanted(cut, "dir", "dir", true)).await.unwrap();
-            assert_eq!(restored.objects, NAMES as u64 + 1);
-        }
-        done.cancel();
-        assert_eq!(looking.await.unwrap(), Vec::<usize>::new());
-        let now = tree(fs, dir).await;
-        assert_eq!(now.len(), NAMES);
-        assert!(
-            now.values().all(|object| object.4 == NAMES as u32 && object.5 == b"one"),
-            "{now:?}"
-        );
-        drop(open);
-        world.volumes.close(volume.dataset).await.unwrap();
-        is_sound(&world, volume, "at the end").await;
-    });
-}
-
-/// A tree of many files: what it costs.
-#[test]
-fn requests_of_a_restore_are_few() {
-    run(async {
-        const FILES: usize = 1000;
-        let (world, volume, open) = World::with_open().await;
-        let fs = &open.exported;
-        let dir = mkdir(fs, fs.root(), "dir").await;
-        let how = CreateHow::Unchecked(SetAttr { mode: Some(0o640), ..SetAttr::default() });
-        for n in 0..FILES {
-            let file =
-                fs.create(&root(), dir, &name(&format!("file {n}")), how).await.unwrap().attr.file;
-            fs.write(&root(), file, 0, Bytes::from(data(n as u64, 6_000)), Stability::Unstable)
-                .await
-                .unwrap();
-        }
-        open.fs.sync().await.unwrap();
-        let cut = world.snapshot(volume, "cut").await;
-        let (before, began) = (world.catalog.bucket().requests(), std::time::Instant::now());
-        let restored = restore(&world, volume, &wanted(cut, "dir", "copy", false)).await.unwrap();
-        let (after, took) = (world.catalog.bucket().requests(), began.elapsed());
-        let (gets, puts) = (after.get - before.get, after.put - before.put);
-        println!(
-            "{FILES} files of 6,000 bytes in place: {gets} GETs, {puts} PUTs, {took:?} \
-             (unoptimised)"
-        );
-        assert_eq!((restored.objects, restored.bytes), (FILES as u64 + 1, 6_000 * FILES as u64));
-        assert!(gets + puts < FILES as u64 / 4, "{gets} GETs, {puts} PUTs");
-        drop(open);
-        world.volumes.close(volume.dataset).await.unwrap();
-    });
-}
-
-/// One file's failure keeps no other from being restored.
-#[test]
-fn what_cannot_be_restored_is_told_and_the_rest_is_restored() {
-    run(async {
-        let (world, volume, open) = World::with_open().await;
-        let fs = &open.exported;
-        let dir = mkdir(fs, fs.root(), "dir").await;
-        let sub = mkdir(fs, dir, "sub").await;
-        for n in 0..30 {
-            write(fs, sub, &format!("file {n}"), b"good").await;
-        }
-        let set = SetAttr {
-            mode: Some(0o511),
-            mtime: SetTime::To(Timestamp::from_nanos(77)),
-            ..SetAttr::default()
-        };
-        fs.setattr(&root(), sub, set, None).await.unwrap();
-        let cut = world.snapshot(volume, "cut").await;
-        for n in 0..30 {
-            fs.remove(&root(), sub, &name(&format!("file {n}"))).await.unwrap();
-            if n < 25 {
-                fs.mkdir(&root(), sub, &name(&format!("file {n}")), SetAttr::default())
-                    .await
-                    .unwrap();
-            }
-        }
-        let refused = restore(&world, volume, &wanted(cut, "/", "/", true)).await.unwrap_err();
-        let text = refused.to_string();
-        assert_eq!(refused.class(), Class::Exists, "{refused}");
-        assert!(
-            text.starts_with("restored 8 objects, and not 25:") && text.ends_with("and 5 more"),
-            "{text}"
-        );
-        assert_eq!(text.matches("a folder is in the way of a file").count(), 20, "{text}");
-        for n in 25..30 {
-            assert_eq!(
-                read(fs, child(fs, sub, &format!("file {n}")).await.unwrap().file).await,
-                b"good"
-            );
-        }
-        let attr = fs.getattr(sub).await.unwrap();
-        assert_eq!(
-            (attr.mode & 0o777, attr.mtime),
-            (0o511, Timestamp::from_nanos(77)),
-            "its folder is as it was"
-        );
-        // Another process learns the same.
-        let elsewhere = World::on(world.catalog.clone(), "controller-1");
-        let mailbox = world.serve_mailbox(Duration::from_millis(50));
-        let refused = restore(&elsewhere, volume, &wanted(cut, "/", "/", true)).await.unwrap_err();
-        assert!(
-            refused.class() == Class::Exists && refused.to_string().contains("and not 25:"),
-            "{refused}"
-        );
-        mailbox.stop().await;
-        drop(open);
-        world.volumes.close(volume.dataset).await.unwrap();
-        is_sound(&world, volume, "at the end").await;
-    });
-}
-
-#[test]
-fn a_tree_of_any_depth_is_restored() {
-    run(async {
-        const DEPTH: usize = 1100;
-        let (world, volume, open) = World::with_open().await;
-        let fs = &open.exported;
-        let mut dir = fs.root();
-        for n in 0..DEPTH {
-            write(fs, dir, "beside", format!("{n}").as_bytes()).await;
-            dir = mkdir(fs, dir, "d").await;
-        }
-        let cut = world.snapshot(volume, "cut").await;
-        let restored = restore(&world, volume, &wanted(cut, "d", "copy", false)).await.unwrap();
-        assert_eq!(restored.objects, 2 * DEPTH as u64 - 1);
-        let mut dir = child(fs, fs.root(), "copy").await.unwrap().file;
-        for n in 1..DEPTH {
-            assert_eq!(
-                read(fs, child(fs, dir, "beside").await.unwrap().file).await,
-                format!("{n}").as_bytes()
-            );
-            dir = child(fs, dir, "d").await.unwrap().file;
-        }
-        drop(open);
-        world.volumes.close(volume.dataset).await.unwrap();
-    });
-}
-
-/// Links, pipes and devices may have several names, too.
-#[test]
-fn an_object_with_several_names_stays_one() {
-    run(async {
-        let (world, volume, open) = World::with_open().await;
-        let fs = &open.exported;
-        let dir = mkdir(fs, fs.root(), "dir").await;
-        let kinds = [
-            ("link", Special::Symlink("to".into())),
-            ("fifo", Special::Fifo),
-            ("device", Special::CharDevice(1, 3)),
-        ];
-        for (kind, special) in &kinds {
-            let made = fs
-                .make(&root(), dir, &name(kind), special.clone(), SetAttr::default())
-                .await
-                .unwrap()
-                .attr
-                .file;
-            fs.link(&root(), made, dir, &name(&format!("second {kind}"))).await.unwrap();
-        }
-        let cut = world.snapshot(volume, "cut").await;
-        restore(&world, volume, &wanted(cut, "dir", "copy", false)).await.unwrap();
-        let copy = child(fs, fs.root(), "copy").await.unwrap().file;
-        for (kind, _) in &kinds {
-            let (first, second) = (
-                child(fs, copy, kind).await.unwrap(),
-                child(fs, copy, &format!("second {kind}")).await.unwrap(),
-            );
-            assert!(first.file == second.file && first.nlink == 2, "{kind}: {first:?} {second:?}");
-        }
-        drop(open);
-        world.volumes.close(volume.dataset).await.unwrap();
-        is_sound(&world, volume, "at the end").await;
-    });
-}
-
 /// A file takes no more room than what it replaces gives back beside it (R19).
 #[test]
 fn what_is_replaced_makes_room_for_what_comes() {
     run(async {
         const FILE: usize = 40 << 20;
         let world = World::new().await;
-        let volume = world.create("a", None).await.unwrap().handle;
+        let volume = world.volume("a").await;
         edit(&world.catalog, volume.dataset, |record| record.size = Some(64 << 20)).await;
         let open = world.open(volume).await;
-        let fs = &open.exported;
+        let fs = &*open.exported;
         let store = async |name: &str, seed| {
-            let file = write(fs, fs.root(), name, b"").await;
+            let file = top::write(fs, name, b"").await;
             for at in 0..FILE as u64 >> 20 {
-                let part = Bytes::from(super::noise(seed + at, 1 << 20));
-                fs.write(&root(), file, at << 20, part, Stability::Unstable).await.unwrap();
+                write_at(fs, file, at << 20, &super::noise(seed + at, 1 << 20)).await;
             }
             fs.commit(&root(), file, 0, 0).await.unwrap();
             file
@@ -810,24 +554,15 @@ fn what_is_replaced_makes_room_for_what_comes() {
             restore(&world, volume, &wanted(cut, "file", "copy", false)).await.unwrap_err();
         assert_eq!(refused.class(), Class::Exhausted, "a second one has no room: {refused}");
         restore(&world, volume, &wanted(cut, "file", "file", true)).await.unwrap();
-        assert!(read(fs, child(fs, fs.root(), "file").await.unwrap().file).await == before);
+        assert!(top::content(fs, "file").await == before);
         // A file that has another name frees nothing.
-        fs.write(
-            &root(),
-            child(fs, fs.root(), "file").await.unwrap().file,
-            0,
-            "x".into(),
-            Stability::FileSync,
-        )
-        .await
-        .unwrap();
-        let file = child(fs, fs.root(), "file").await.unwrap().file;
+        let file = top::child(fs, "file").await.unwrap().file;
+        write_at(fs, file, 0, b"x").await;
         fs.link(&root(), file, fs.root(), &name("kept")).await.unwrap();
         let refused =
             restore(&world, volume, &wanted(cut, "file", "file", true)).await.unwrap_err();
         assert_eq!(refused.class(), Class::Exhausted, "{refused}");
-        drop(open);
-        world.volumes.close(volume.dataset).await.unwrap();
+        world.close(open).await;
         is_sound(&world, volume, "at the end").await;
     });
 }

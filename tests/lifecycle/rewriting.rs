@@ -2,11 +2,11 @@
 //! open, and under snapshots.
 
 use super::{World, noise};
-use bytes::Bytes;
+use crate::support::files::{root, top, write_at};
 use std::sync::Arc;
 use std::time::Duration;
 use zerofs_csi::control::Source;
-use zerofs_csi::fs::api::{Caller, FileSystem, Stability};
+use zerofs_csi::fs::api::FileSystem;
 use zerofs_csi::types::VolumeHandle;
 use zerofs_csi::volume::{Volume, VolumeGuard};
 
@@ -17,26 +17,17 @@ fn content() -> Vec<u8> {
     noise(0, RECORD * RECORDS)
 }
 
-async fn stored(world: &World) -> u64 {
-    world.catalog.bucket().list("packs/").await.unwrap().iter().map(|object| object.bytes).sum()
-}
-
-async fn open(world: &World, volume: VolumeHandle) -> VolumeGuard {
-    world.open(volume).await
-}
-
 /// Reads with nothing in memory: what was rewritten away is not hidden by a cache.
 async fn read(world: &World, volume: VolumeHandle) -> Vec<u8> {
-    let cold = World::on(world.catalog.clone(), "node-cold");
+    let cold = world.beside("node-cold");
     cold.read(volume).await.remove("a").unwrap()
 }
 
 /// The same of a volume that stays open, by way of a snapshot.
 async fn read_cold(world: &World, open: &Volume) -> Vec<u8> {
     let volume = VolumeHandle { pool: open.pool, dataset: open.dataset.id() };
-    let cut =
-        world.controller.create_csi_snapshot(volume, "cold".parse().unwrap()).await.unwrap().handle;
-    let clone = world.create("cold", Some(Source::Snapshot(cut))).await.unwrap().handle;
+    let cut = world.csi_snapshot(volume, "cold").await;
+    let clone = world.copy("cold", Source::Snapshot(cut)).await;
     let content = read(world, clone).await;
     world.controller.delete_volume(clone).await.unwrap();
     world.controller.delete_snapshot(cut).await.unwrap();
@@ -46,42 +37,32 @@ async fn read_cold(world: &World, open: &Volume) -> Vec<u8> {
 /// Overwrites all records but every fourth, so that they leave their packs mostly dead, one record
 /// at a time.
 async fn overwrite(volume: &Volume, content: &mut [u8], seed: u64) {
-    let caller = Caller::root();
-    let file = volume.fs.lookup(&caller, volume.fs.root(), b"a").await.unwrap().0.file;
+    let file = top::child(&*volume.fs, "a").await.unwrap().file;
     for n in (0..RECORDS).filter(|n| !(n + seed as usize).is_multiple_of(4)) {
         let new = noise(seed * 1000 + n as u64, RECORD);
         content[n * RECORD..(n + 1) * RECORD].copy_from_slice(&new);
-        volume
-            .fs
-            .write(&caller, file, (n * RECORD) as u64, Bytes::from(new), Stability::Unstable)
-            .await
-            .unwrap();
+        write_at(&*volume.fs, file, (n * RECORD) as u64, &new).await;
     }
-    volume.fs.commit(&caller, file, 0, 0).await.unwrap();
+    volume.fs.commit(&root(), file, 0, 0).await.unwrap();
 }
 
 /// A write in the middle of a record that stayed: its chunk comes to have two references.
 async fn split(volume: &Volume, content: &mut [u8]) {
-    let caller = Caller::root();
-    let file = volume.fs.lookup(&caller, volume.fs.root(), b"a").await.unwrap().0.file;
+    let file = top::child(&*volume.fs, "a").await.unwrap().file;
     for n in (0..RECORDS).step_by(8) {
         let at = n * RECORD + 20_000;
         content[at..at + 100].fill(7);
-        volume
-            .fs
-            .write(&caller, file, at as u64, Bytes::from(vec![7; 100]), Stability::Unstable)
-            .await
-            .unwrap();
+        write_at(&*volume.fs, file, at as u64, &[7; 100]).await;
     }
-    volume.fs.commit(&caller, file, 0, 0).await.unwrap();
+    volume.fs.commit(&root(), file, 0, 0).await.unwrap();
 }
 
 /// A volume whose packs are mostly dead, open, and what is in it.
 async fn mostly_dead(world: &World) -> (VolumeHandle, VolumeGuard, Vec<u8>) {
-    let volume = world.create("v", None).await.unwrap().handle;
+    let volume = world.volume("v").await;
     let mut content = content();
     world.write(volume, "a", &content).await;
-    let open = open(world, volume).await;
+    let open = world.open(volume).await;
     overwrite(&open, &mut content, 1).await;
     (volume, open, content)
 }
@@ -105,17 +86,15 @@ fn a_released_volumes_space_comes_back() {
 async fn released(step: Option<&'static str>) {
     let world = World::new().await;
     let (volume, open, content) = mostly_dead(&world).await;
-    drop(open);
-    world.volumes.close(volume.dataset).await.unwrap();
-    let before = stored(&world).await;
+    world.close(open).await;
+    let before = world.stored().await;
     if let Some(step) = step {
-        world.catalog.bucket().failpoints().set(step, "1*return").unwrap();
-        let pool = world.controller.pools().get(None).unwrap();
-        let failed = Box::pin(world.controller.collector(pool).collect()).await;
+        world.failpoints().set(step, "1*return").unwrap();
+        let failed = Box::pin(world.collector().collect()).await;
         assert!(failed.is_err() || failed.is_ok_and(|done| !done.retained.is_empty()), "{step:?}");
     }
     let done = world.collect().await;
-    let after = stored(&world).await;
+    let after = world.stored().await;
     assert!(done.rewritten > 0 || step.is_some(), "{done:?}");
     // The bytes in use, and the packs' overhead.
     assert!(
@@ -137,7 +116,7 @@ fn an_open_volume_seals_its_packs_and_goes_on() {
         let world = World::new().await;
         let (volume, open, mut content) = mostly_dead(&world).await;
         // Asked by its own process, and by another one through its mailbox.
-        let other = World::on(world.catalog.clone(), "node-b");
+        let other = world.beside("node-b");
         let mailbox = world.serve_mailbox(Duration::from_millis(20));
         // The last write is of what was stored and overwritten before: it is known still, and must
         // not be found in packs that were rewritten without it.
@@ -151,9 +130,8 @@ fn an_open_volume_seals_its_packs_and_goes_on() {
         }
         assert!(read_cold(&world, &open).await == content);
         world.collect().await;
-        assert!(stored(&world).await < content.len() as u64 * 12 / 10);
-        drop(open);
-        world.volumes.close(volume.dataset).await.unwrap();
+        assert!(world.stored().await < content.len() as u64 * 12 / 10);
+        world.close(open).await;
         mailbox.stop().await;
         assert!(read(&world, volume).await == content);
     });
@@ -163,34 +141,28 @@ fn an_open_volume_seals_its_packs_and_goes_on() {
 fn what_a_snapshot_or_a_clone_uses_stays() {
     super::run(async {
         let world = World::new().await;
-        let volume = world.create("v", None).await.unwrap().handle;
+        let volume = world.volume("v").await;
         let first = content();
         world.write(volume, "a", &first).await;
-        let cut = world
-            .controller
-            .create_csi_snapshot(volume, "cut".parse().unwrap())
-            .await
-            .unwrap()
-            .handle;
-        let clone = world.create("clone", Some(Source::Snapshot(cut))).await.unwrap().handle;
+        let cut = world.csi_snapshot(volume, "cut").await;
+        let clone = world.copy("clone", Source::Snapshot(cut)).await;
         let (mut ours, mut theirs) = (first.clone(), first.clone());
         for (handle, content, seed) in [(volume, &mut ours, 1), (clone, &mut theirs, 2)] {
-            let open = open(&world, handle).await;
+            let open = world.open(handle).await;
             overwrite(&open, content, seed).await;
-            drop(open);
-            world.volumes.close(handle.dataset).await.unwrap();
+            world.close(open).await;
         }
         let held = world.collect().await;
         assert_eq!(held.rewritten, 0, "the snapshot uses all of it: {held:?}");
         assert!(read(&world, volume).await == ours && read(&world, clone).await == theirs);
-        let second = world.create("second", Some(Source::Snapshot(cut))).await.unwrap().handle;
+        let second = world.copy("second", Source::Snapshot(cut)).await;
         assert!(read(&world, second).await == first);
         world.controller.delete_volume(second).await.unwrap();
         // The clone's database still reads the snapshot's.
         world.controller.delete_snapshot(cut).await.unwrap();
         world.controller.delete_volume(clone).await.unwrap();
         world.collect().await;
-        assert!(stored(&world).await < ours.len() as u64 * 11 / 10);
+        assert!(world.stored().await < ours.len() as u64 * 11 / 10);
         assert!(read(&world, volume).await == ours);
         world.controller.delete_volume(volume).await.unwrap();
         world.collect().await;
@@ -204,11 +176,10 @@ fn a_collection_keeps_to_its_rate_and_says_how_far_it_is() {
     super::run(async {
         let world = World::new().await;
         let (volume, open, content) = mostly_dead(&world).await;
-        drop(open);
-        world.volumes.close(volume.dataset).await.unwrap();
+        world.close(open).await;
         let said = Arc::new(std::sync::Mutex::new(Vec::new()));
         let its = said.clone();
-        let pool = world.controller.pools().get(None).unwrap();
+        let pool = world.pool();
         // The packs that are mostly dead have 24 MiB.
         let rate = 8 << 20;
         let collector = world.controller.collector(pool).at_rate(Some(rate));

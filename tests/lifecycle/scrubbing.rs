@@ -1,16 +1,14 @@
 //! Every chunk is verified, and what is damaged is told by the names of its files.
 
-use super::fault::{Fault, FaultStore, Op, Rule, quick};
 use super::{World, noise};
-use zerofs_csi::bucket::Bucket;
-use zerofs_csi::catalog::Catalog;
+use crate::support::fault::{Fault, FaultStore, Op, Rule};
 use zerofs_csi::control::{Scrub, Scrubbed, Source};
 use zerofs_csi::types::{PackId, SnapshotHandle, VolumeHandle};
 
 async fn scrub(world: &World, resumed: Option<Scrubbed>) -> Scrubbed {
     // A process of its own: nothing is in its memory.
-    let cold = World::on(world.catalog.clone(), "node-cold");
-    let pool = cold.controller.pools().get(None).unwrap();
+    let cold = world.beside("node-cold");
+    let pool = cold.pool();
     let mut scrub = Scrub::new(pool, &cold.volumes, None, resumed).unwrap();
     assert!(scrub.run(None, &Default::default(), |_, _| {}).await.unwrap());
     scrub.found().clone()
@@ -24,13 +22,12 @@ fn files(found: &Scrubbed) -> Vec<(String, u64)> {
 
 /// A volume with a file of its own and one that its snapshot and clone share.
 async fn family(world: &World) -> (VolumeHandle, String) {
-    let source = world.create("source", None).await.unwrap().handle;
+    let source = world.volume("source").await;
     world.write(source, "shared", &noise(1, 300_000)).await;
-    let packs = world.catalog.bucket().list("packs/").await.unwrap();
+    let packs = world.bucket().list("packs/").await.unwrap();
     assert_eq!(packs.len(), 1);
-    let cut =
-        world.controller.create_csi_snapshot(source, "cut".parse().unwrap()).await.unwrap().handle;
-    let clone = world.create("clone", Some(Source::Snapshot(cut))).await.unwrap().handle;
+    let cut = world.csi_snapshot(source, "cut").await;
+    let clone = world.copy("clone", Source::Snapshot(cut)).await;
     world.write(clone, "own", &noise(2, 200_000)).await;
     (source, packs[0].key.clone())
 }
@@ -47,7 +44,7 @@ fn what_is_damaged_is_told_by_every_name_it_has() {
         assert_eq!(roots, ["clone", "source", "source@cut"]);
         assert_eq!((clean.packs.len(), clean.chunks), (2, 3 * 5 + 3));
 
-        let bucket = world.catalog.bucket();
+        let bucket = world.bucket();
         let whole = bucket.get(&pack, 1 << 30).await.unwrap().unwrap();
         let mut bent = whole.to_vec();
         // In the second record.
@@ -84,7 +81,7 @@ fn a_chunk_that_its_pack_does_not_hold_is_found() {
         let world = World::new().await;
         let (_, pack) = family(&world).await;
         let store = zerofs_csi::chunk::ChunkStore::new(
-            world.catalog.bucket().clone(),
+            world.bucket().clone(),
             pack.split('/').nth(1).unwrap().parse().unwrap(),
             world.catalog.keyring(),
             zerofs_csi::chunk::ChunkCache::memory(1 << 20),
@@ -107,7 +104,7 @@ fn an_ended_scrub_goes_on_without_reading_packs_again() {
     super::run(async {
         let world = World::new().await;
         let (_, pack) = family(&world).await;
-        let bucket = world.catalog.bucket();
+        let bucket = world.bucket();
         let mut bent = bucket.get(&pack, 1 << 30).await.unwrap().unwrap().to_vec();
         bent[100] ^= 4;
         bucket.put(&pack, bent.into()).await.unwrap();
@@ -117,7 +114,7 @@ fn an_ended_scrub_goes_on_without_reading_packs_again() {
         assert_eq!(again.bytes, first.bytes, "nothing was read again");
         assert_eq!(files(&again), files(&first));
         assert_eq!(again.damaged.len(), 3);
-        let pool = world.controller.pools().get(None).unwrap();
+        let pool = world.pool();
         assert!(
             Scrub::new(pool, &world.volumes, None, Some(Scrubbed { format: 9, ..first })).is_err()
         );
@@ -130,16 +127,16 @@ fn an_ended_scrub_goes_on_without_reading_packs_again() {
 fn what_is_collected_during_a_scrub_is_not_damaged() {
     super::run(async {
         let world = World::new().await;
-        let source = world.create("source", None).await.unwrap().handle;
+        let source = world.volume("source").await;
         for n in 0..3 {
             // Each in a pack of its own.
             world.write(source, &format!("f{n}"), &noise(n, 200_000)).await;
         }
-        world.controller.create_csi_snapshot(source, "cut".parse().unwrap()).await.unwrap();
+        world.csi_snapshot(source, "cut").await;
         world.controller.delete_volume(source).await.unwrap();
-        let bucket = world.catalog.bucket();
-        let cold = World::on(world.catalog.clone(), "node-cold");
-        let pool = cold.controller.pools().get(None).unwrap();
+        let bucket = world.bucket();
+        let cold = world.beside("node-cold");
+        let pool = cold.pool();
         let mut scrub = Scrub::new(pool, &cold.volumes, None, None).unwrap();
         let (mut packs, stop) = (0, Default::default());
         let done = scrub.run(None, &stop, |_, _| {
@@ -153,7 +150,7 @@ fn what_is_collected_during_a_scrub_is_not_damaged() {
                 assert_eq!(keys.len(), 1, "it is registered");
                 bucket.delete(&keys).await.unwrap();
                 let snapshots = world.catalog.snapshots(None).await.unwrap();
-                let pool = world.controller.pools().get(None).unwrap().id();
+                let pool = world.pool().id();
                 let snapshot = snapshots[0].record.id();
                 let handle = SnapshotHandle { pool, snapshot };
                 world.controller.delete_snapshot(handle).await.unwrap();
@@ -175,13 +172,12 @@ fn a_scrub_only_reads() {
     super::run(async {
         let world = World::new().await;
         family(&world).await;
-        let store = FaultStore::over(world.catalog.bucket().store());
+        let store = FaultStore::over(world.bucket().store());
         for op in [Op::Put, Op::PutNew, Op::Delete] {
             store.script(Rule::on(op).then(Fault::Denied));
         }
-        let bucket = Bucket::on(store, Default::default()).with_limits(quick());
-        let catalog = Catalog::open(bucket, None).await.unwrap();
-        let found = scrub(&World::on(catalog, "reader"), None).await;
+        let reader = World::builder("reader").open(store.quick_bucket()).await;
+        let found = scrub(&reader, None).await;
         assert_eq!((found.roots.len(), found.damaged.len()), (3, 0));
     });
 }

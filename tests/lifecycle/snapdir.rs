@@ -1,7 +1,8 @@
 //! Snapshots below `/.snapshots` of a volume, as an edge serves them.
 
 use super::{World, data, run};
-use crate::setup::new_volume;
+use crate::support::files::{self, child, content, name, read, root, top, write};
+use crate::support::world::new_volume;
 use bytes::Bytes;
 use futures::StreamExt;
 use std::collections::{BTreeMap, BTreeSet};
@@ -10,96 +11,27 @@ use zerofs_csi::catalog::{Properties, Snapdir};
 use zerofs_csi::control::NewVolume;
 use zerofs_csi::fs::FsError;
 use zerofs_csi::fs::api::*;
-use zerofs_csi::types::{EntryName, InodeNo, SnapshotHandle, VolumeHandle};
+use zerofs_csi::types::InodeNo;
 use zerofs_csi::volume::ExportedFs;
-
-pub(super) fn name(text: &str) -> EntryName {
-    EntryName::try_from(text.as_bytes()).unwrap()
-}
-
-pub(super) fn root() -> Caller {
-    Caller::root()
-}
-
-pub(super) async fn child(fs: &ExportedFs, dir: FileRef, name: &str) -> Result<Attr, FsError> {
-    fs.lookup(&root(), dir, name.as_bytes()).await.map(|(attr, _)| attr)
-}
-
-pub(super) async fn mkdir(fs: &ExportedFs, dir: FileRef, text: &str) -> FileRef {
-    fs.mkdir(&root(), dir, &name(text), SetAttr::default()).await.unwrap().attr.file
-}
 
 /// Name, fileid and cookie of every entry, in pages of few.
 async fn list(fs: &ExportedFs, dir: FileRef, with_attr: bool) -> Vec<DirEntry> {
     let limit = ListLimit { entries: 3, bytes: 4096, entry_bytes: 64, with_attr };
-    let (mut all, mut after) = (Vec::new(), DirCookie(0));
-    loop {
-        let listing = fs.readdir(&root(), dir, after, limit).await.unwrap();
-        for entry in listing.entries {
-            assert!(entry.cookie > after, "{entry:?} after {after:?}");
-            after = entry.cookie;
-            all.push(entry);
-        }
-        if listing.eof {
-            return all;
-        }
-    }
+    files::list_by(fs, dir, limit).await.unwrap()
 }
 
-pub(super) async fn read(fs: &ExportedFs, file: FileRef) -> Vec<u8> {
-    let mut got = Vec::new();
-    loop {
-        let read = fs.read(&root(), file, got.len() as u64, 100_000).await.unwrap();
-        read.data.iter().for_each(|part| got.extend_from_slice(part));
-        if read.eof {
-            return got;
-        }
-    }
-}
-
-pub(super) async fn write(fs: &ExportedFs, dir: FileRef, text: &str, content: &[u8]) -> FileRef {
-    let how =
-        CreateHow::Unchecked(SetAttr { mode: Some(0o640), size: Some(0), ..SetAttr::default() });
-    let file = fs.create(&root(), dir, &name(text), how).await.unwrap().attr.file;
-    fs.write(&root(), file, 0, Bytes::copy_from_slice(content), Stability::Unstable).await.unwrap();
-    fs.commit(&root(), file, 0, 0).await.unwrap();
-    file
-}
+type Shown = BTreeMap<String, (FileKind, u32, u64, Vec<u8>)>;
 
 /// A tree as `find -printf` and `cat` show it: path, kind, mode, size, content. Every fileid is met
 /// once, but for `.` and `..`.
-async fn tree(
-    fs: &ExportedFs,
-    top: FileRef,
-    fileids: &mut BTreeSet<u64>,
-) -> BTreeMap<String, (FileKind, u32, u64, Vec<u8>)> {
-    let mut found = BTreeMap::new();
-    let mut waiting = vec![(String::new(), top)];
-    while let Some((path, dir)) = waiting.pop() {
-        for entry in list(fs, dir, true).await {
-            if entry.name == "." || entry.name == ".." {
-                continue;
-            }
-            let attr = child(fs, dir, std::str::from_utf8(&entry.name).unwrap()).await.unwrap();
-            assert_eq!((Some(attr), attr.file.ino), (entry.attr, entry.ino));
-            assert!(fileids.insert(attr.file.ino.0), "fileid {} twice", attr.file.ino);
-            let path = format!("{path}/{}", String::from_utf8_lossy(&entry.name));
-            let content = match attr.kind {
-                FileKind::Regular => read(fs, attr.file).await,
-                FileKind::Symlink => fs.readlink(&root(), attr.file).await.unwrap().0.to_vec(),
-                _ => Vec::new(),
-            };
-            if attr.kind == FileKind::Directory {
-                waiting.push((path.clone(), attr.file));
-            }
-            found.insert(path, (attr.kind, attr.mode, attr.size, content));
-        }
-    }
-    found
-}
-
-async fn snapshot(world: &World, volume: VolumeHandle, name: &str) -> SnapshotHandle {
-    world.controller.create_snapshot(volume, name.parse().unwrap()).await.unwrap().handle
+async fn tree(fs: &ExportedFs, top: FileRef, fileids: &mut BTreeSet<u64>) -> Shown {
+    let found = files::tree(fs, top).await.unwrap().into_iter();
+    let shown = |(path, files::Object { attr, listed, content })| {
+        assert_eq!(listed, Some(attr), "{path}");
+        assert!(fileids.insert(attr.file.ino.0), "fileid {} twice", attr.file.ino);
+        (path, (attr.kind, attr.mode, attr.size, content))
+    };
+    found.map(shown).collect()
 }
 
 /// The properties that `find`, `cp -a` and `diff -r` rely on.
@@ -107,7 +39,7 @@ async fn snapshot(world: &World, volume: VolumeHandle, name: &str) -> SnapshotHa
 fn snapshots_are_below_a_directory_of_their_own() {
     run(async {
         let (world, volume, open) = World::with_open().await;
-        let fs = &open.exported;
+        let fs = &*open.exported;
         let top = fs.root();
         let dir = fs
             .mkdir(&root(), top, &name("dir"), SetAttr { mode: Some(0o750), ..SetAttr::default() })
@@ -121,14 +53,14 @@ fn snapshots_are_below_a_directory_of_their_own() {
             .await
             .unwrap();
         let before = tree(fs, top, &mut BTreeSet::new()).await;
-        snapshot(&world, volume, "first").await;
+        world.snapshot(volume, "first").await;
         write(fs, dir, "file 2", &data(99, 300_000)).await;
         fs.remove(&root(), dir, &name("file 5")).await.unwrap();
-        snapshot(&world, volume, "second").await;
+        world.snapshot(volume, "second").await;
         let between = tree(fs, top, &mut BTreeSet::new()).await;
-        write(fs, top, "late", b"late").await;
+        top::write(fs, "late", b"late").await;
 
-        let snapshots = child(fs, top, ".snapshots").await.unwrap();
+        let snapshots = top::child(fs, ".snapshots").await.unwrap();
         assert_eq!(
             (snapshots.kind, snapshots.mode, snapshots.nlink),
             (FileKind::Directory, 0o555, 4)
@@ -163,13 +95,12 @@ fn snapshots_are_below_a_directory_of_their_own() {
         assert!(matches!(child(fs, snapshots.file, "third").await, Err(FsError::NotFound)));
         // Made by whoever, found at once although it was just looked for; and the directory's ctime
         // tells clients.
-        snapshot(&world, volume, "third").await;
+        world.snapshot(volume, "third").await;
         assert!(child(fs, snapshots.file, "third").await.is_ok());
         tokio::time::sleep(Duration::from_millis(1100)).await;
         let now = fs.getattr(snapshots.file).await.unwrap();
         assert!(now.ctime > snapshots.ctime && now.nlink == 5, "{now:?}");
-        drop(open);
-        world.volumes.close(volume.dataset).await.unwrap();
+        world.close(open).await;
     });
 }
 
@@ -177,11 +108,11 @@ fn snapshots_are_below_a_directory_of_their_own() {
 fn nothing_in_a_snapshot_is_changed_and_its_name_is_nobodys() {
     run(async {
         let (world, volume, open) = World::with_open().await;
-        let fs = &open.exported;
+        let fs = &*open.exported;
         let top = fs.root();
-        let live = write(fs, top, "file", b"content").await;
-        snapshot(&world, volume, "cut").await;
-        let snapshots = child(fs, top, ".snapshots").await.unwrap().file;
+        let live = top::write(fs, "file", b"content").await;
+        world.snapshot(volume, "cut").await;
+        let snapshots = top::child(fs, ".snapshots").await.unwrap().file;
         let cut = child(fs, snapshots, "cut").await.unwrap().file;
         let file = child(fs, cut, "file").await.unwrap().file;
         let (new, old, hidden) = (name("new"), name("file"), name(".snapshots"));
@@ -234,8 +165,7 @@ fn nothing_in_a_snapshot_is_changed_and_its_name_is_nobodys() {
         // Permissions are those of then.
         let other = Caller { uid: 7, gid: 7, ..root() };
         assert!(matches!(fs.read(&other, file, 0, 10).await, Err(FsError::Access)));
-        drop(open);
-        world.volumes.close(volume.dataset).await.unwrap();
+        world.close(open).await;
     });
 }
 
@@ -244,30 +174,29 @@ fn nothing_in_a_snapshot_is_changed_and_its_name_is_nobodys() {
 fn a_deleted_snapshot_is_stale_and_keeps_nothing() {
     run(async {
         let (world, volume, opened) = World::with_open().await;
-        let fs = &opened.exported;
-        let content = data(1, 400_000);
-        let live = write(fs, fs.root(), "file", &content).await;
-        let cut = snapshot(&world, volume, "cut").await;
-        let kept = snapshot(&world, volume, "kept").await;
+        let fs = &*opened.exported;
+        let stored = data(1, 400_000);
+        let live = top::write(fs, "file", &stored).await;
+        let cut = world.snapshot(volume, "cut").await;
+        let kept = world.snapshot(volume, "kept").await;
         fs.setattr(&root(), live, SetAttr { size: Some(0), ..SetAttr::default() }, None)
             .await
             .unwrap();
-        let snapshots = child(fs, fs.root(), ".snapshots").await.unwrap().file;
+        let snapshots = top::child(fs, ".snapshots").await.unwrap().file;
         let (mut files, mut roots) = (Vec::new(), Vec::new());
         for name in ["cut", "kept"] {
             roots.push(child(fs, snapshots, name).await.unwrap().file);
             files.push(child(fs, *roots.last().unwrap(), "file").await.unwrap().file);
         }
-        drop(opened);
-        world.volumes.close(volume.dataset).await.unwrap();
+        world.close(opened).await;
         world.volumes.open_snapshots().close().await;
 
         // Another process: nothing is known but the handles.
-        let world = World::on(world.catalog.clone(), "node-a");
+        let world = world.beside("node-a");
         let opened = world.open(volume).await;
-        let fs = &opened.exported;
+        let fs = &*opened.exported;
         for file in &files {
-            assert!(read(fs, *file).await == content);
+            assert!(read(fs, *file).await == stored);
         }
         assert_eq!(world.volumes.open_snapshots().count(), 2);
         world.controller.delete_snapshot(cut).await.unwrap();
@@ -281,7 +210,7 @@ fn a_deleted_snapshot_is_stale_and_keeps_nothing() {
         let mut stale = false;
         for _ in 0..200 {
             match fs.read(&root(), files[0], 100_000, 10).await {
-                Ok(read) => assert_eq!(read.data.concat(), content[100_000..100_010]),
+                Ok(read) => assert_eq!(read.data.concat(), stored[100_000..100_010]),
                 Err(error) => {
                     assert!(matches!(error, FsError::Stale), "{error:?}");
                     stale = true;
@@ -293,7 +222,7 @@ fn a_deleted_snapshot_is_stale_and_keeps_nothing() {
         assert!(stale, "a deleted snapshot is read for ever");
         assert!(matches!(fs.getattr(roots[0]).await, Err(FsError::Stale)));
         assert!(matches!(child(fs, snapshots, "cut").await, Err(FsError::NotFound)));
-        assert!(read(fs, files[1]).await == content, "the other is there still");
+        assert!(read(fs, files[1]).await == stored, "the other is there still");
         // Its registration goes with the view.
         for _ in 0..100 {
             if world.collect().await.snapshots.len() == 1 {
@@ -306,11 +235,11 @@ fn a_deleted_snapshot_is_stale_and_keeps_nothing() {
         fs.setattr(&root(), live, SetAttr { size: Some(5), ..SetAttr::default() }, None)
             .await
             .unwrap();
-        let again = snapshot(&world, volume, "cut").await;
+        let again = world.snapshot(volume, "cut").await;
         let root_now = child(fs, snapshots, "cut").await.unwrap().file;
         assert_ne!(root_now.ino, roots[0].ino, "serials are never reused");
         assert!(matches!(fs.getattr(roots[0]).await, Err(FsError::Stale)));
-        assert_eq!(read(fs, child(fs, root_now, "file").await.unwrap().file).await, [0; 5]);
+        assert_eq!(content(fs, root_now, "file").await, [0; 5]);
         drop(opened);
         world.volumes.open_snapshots().close().await;
         world.volumes.close(volume.dataset).await.unwrap();
@@ -320,7 +249,7 @@ fn a_deleted_snapshot_is_stale_and_keeps_nothing() {
         world.controller.delete_volume(volume).await.unwrap();
         world.collect().await;
         world.assert_empty("all is deleted").await;
-        assert!(world.catalog.bucket().list("readers/").await.unwrap().is_empty());
+        assert!(world.bucket().list("readers/").await.unwrap().is_empty());
     });
 }
 
@@ -331,22 +260,20 @@ fn readers_are_bounded_however_many_snapshots_are_read() {
         let (world, volume, open) = World::with_open().await;
         let fs = &*open.exported;
         for n in 0..SNAPSHOTS {
-            write(fs, fs.root(), "file", &data(n, 9_000)).await;
-            snapshot(&world, volume, &format!("s{n}")).await;
+            top::write(fs, "file", &data(n, 9_000)).await;
+            world.snapshot(volume, &format!("s{n}")).await;
         }
-        let snapshots = child(fs, fs.root(), ".snapshots").await.unwrap().file;
+        let snapshots = top::child(fs, ".snapshots").await.unwrap().file;
         let all: Vec<u64> = (0..SNAPSHOTS).chain((0..SNAPSHOTS).rev()).collect();
         let each = futures::stream::iter(all).map(|n| async move {
             let at = child(fs, snapshots, &format!("s{n}")).await.unwrap().file;
-            let file = child(fs, at, "file").await.unwrap().file;
-            assert!(read(fs, file).await == data(n, 9_000), "s{n}");
+            assert!(content(fs, at, "file").await == data(n, 9_000), "s{n}");
         });
         each.buffer_unordered(6).collect::<Vec<()>>().await;
-        let registered = world.catalog.bucket().list("readers/").await.unwrap().len();
+        let registered = world.bucket().list("readers/").await.unwrap().len();
         assert!(registered <= 2 * 16, "{registered} registrations");
         world.volumes.open_snapshots().close().await;
-        drop(open);
-        world.volumes.close(volume.dataset).await.unwrap();
+        world.close(open).await;
     });
 }
 
@@ -360,9 +287,9 @@ fn a_root_that_shows_its_snapshots_lists_them_once() {
         };
         let volume = world.controller.create_volume(None, new).await.unwrap().handle;
         let open = world.open(volume).await;
-        let fs = &open.exported;
+        let fs = &*open.exported;
         for n in 0..10 {
-            write(fs, fs.root(), &format!("f{n}"), b"x").await;
+            top::write(fs, &format!("f{n}"), b"x").await;
         }
         for with_attr in [false, true] {
             let listed = list(fs, fs.root(), with_attr).await;
@@ -372,8 +299,7 @@ fn a_root_that_shows_its_snapshots_lists_them_once() {
             assert_eq!(shown.ino, InodeNo::SNAPSHOTS);
             assert_eq!(shown.attr.map(|attr| attr.kind), with_attr.then_some(FileKind::Directory));
         }
-        drop(open);
-        world.volumes.close(volume.dataset).await.unwrap();
+        world.close(open).await;
     });
 }
 
@@ -383,24 +309,24 @@ fn a_root_that_shows_its_snapshots_lists_them_once() {
 fn a_failure_while_a_snapshot_is_opened_leaves_no_reader() {
     run(async {
         let (world, volume, open) = World::with_open().await;
-        let fs = &open.exported;
-        write(fs, fs.root(), "file", b"content").await;
-        snapshot(&world, volume, "cut").await;
-        let snapshots = child(fs, fs.root(), ".snapshots").await.unwrap().file;
+        let fs = &*open.exported;
+        top::write(fs, "file", b"content").await;
+        world.snapshot(volume, "cut").await;
+        let snapshots = top::child(fs, ".snapshots").await.unwrap().file;
         for step in ["catalog.reading", "volume.snapshot.registered"] {
-            world.catalog.bucket().failpoints().set(step, "1*return->off").unwrap();
+            world.failpoints().set(step, "1*return->off").unwrap();
             assert!(
                 matches!(child(fs, snapshots, "cut").await, Err(FsError::Unavailable(_))),
                 "{step}"
             );
             gone(&world).await;
             let cut = child(fs, snapshots, "cut").await.unwrap().file;
-            assert_eq!(read(fs, child(fs, cut, "file").await.unwrap().file).await, b"content");
+            assert_eq!(content(fs, cut, "file").await, b"content");
             world.volumes.open_snapshots().close().await;
             gone(&world).await;
         }
         // One that could not be taken back counts for an hour, and is swept then.
-        world.catalog.bucket().failpoints().set("catalog.reading-ended", "1*return->off").unwrap();
+        world.failpoints().set("catalog.reading-ended", "1*return->off").unwrap();
         child(fs, snapshots, "cut").await.unwrap();
         world.volumes.open_snapshots().close().await;
         let later = std::time::SystemTime::now() + Duration::from_secs(3700);
@@ -410,13 +336,12 @@ fn a_failure_while_a_snapshot_is_opened_leaves_no_reader() {
         );
         assert_eq!(world.catalog.sweep_readers(later).await.unwrap(), 1);
         gone(&world).await;
-        drop(open);
-        world.volumes.close(volume.dataset).await.unwrap();
+        world.close(open).await;
     });
 
     async fn gone(world: &World) {
         for _ in 0..200 {
-            if world.catalog.bucket().list("readers/").await.unwrap().is_empty() {
+            if world.bucket().list("readers/").await.unwrap().is_empty() {
                 return;
             }
             tokio::time::sleep(Duration::from_millis(20)).await;

@@ -1,14 +1,14 @@
 //! Space of datasets and snapshots: the bytes that are said to become free do.
 
 use super::{World, noise};
+use crate::support::files::{name, root};
 use std::time::Duration;
 use zerofs_csi::control::{Accuracy, Source, Space, SpaceOf, space};
-use zerofs_csi::fs::api::{Caller, CreateHow, FileSystem, SetAttr};
-use zerofs_csi::types::{EntryName, VolumeHandle};
+use zerofs_csi::fs::api::{CreateHow, FileSystem, SetAttr};
+use zerofs_csi::types::VolumeHandle;
 
 async fn measure(world: &World, only: Option<VolumeHandle>, accuracy: Accuracy) -> Space {
-    let pool = world.controller.pools().get(None).unwrap();
-    space(pool, &world.volumes, only.map(|volume| volume.dataset), accuracy).await.unwrap()
+    space(world.pool(), &world.volumes, only.map(|volume| volume.dataset), accuracy).await.unwrap()
 }
 
 fn of<'a>(space: &'a Space, name: &str) -> &'a SpaceOf {
@@ -20,12 +20,8 @@ async fn hole(world: &World, volume: VolumeHandle, bytes: u64) {
     let open = world.open(volume).await;
     let how =
         CreateHow::Guarded(SetAttr { mode: Some(0o644), size: Some(bytes), ..SetAttr::default() });
-    open.fs
-        .create(&Caller::root(), open.fs.root(), &EntryName::try_from(&b"hole"[..]).unwrap(), how)
-        .await
-        .unwrap();
-    drop(open);
-    world.volumes.close(volume.dataset).await.unwrap();
+    open.fs.create(&root(), open.fs.root(), &name("hole"), how).await.unwrap();
+    world.close(open).await;
 }
 
 const SHARED: u64 = 300_000;
@@ -36,15 +32,10 @@ const OWN: u64 = 3 << 16;
 fn what_is_shared_and_what_is_not() {
     super::run(async {
         let world = World::new().await;
-        let source = world.create("source", None).await.unwrap().handle;
+        let source = world.volume("source").await;
         world.write(source, "shared", &noise(1, SHARED as usize)).await;
-        let cut = world
-            .controller
-            .create_csi_snapshot(source, "cut".parse().unwrap())
-            .await
-            .unwrap()
-            .handle;
-        let clone = world.create("clone", Some(Source::Snapshot(cut))).await.unwrap().handle;
+        let cut = world.csi_snapshot(source, "cut").await;
+        let clone = world.copy("clone", Source::Snapshot(cut)).await;
         world.write(clone, "own", &noise(2, OWN as usize)).await;
         hole(&world, clone, 5 << 30).await;
 
@@ -114,14 +105,9 @@ async fn reclaimed(world: &World, volume: VolumeHandle) -> Space {
 fn deleting_a_snapshot_frees_what_was_overwritten_since() {
     super::run(async {
         let world = World::new().await;
-        let volume = world.create("v", None).await.unwrap().handle;
+        let volume = world.volume("v").await;
         world.write(volume, "a", &noise(1, 4 << 16)).await;
-        let cut = world
-            .controller
-            .create_csi_snapshot(volume, "cut".parse().unwrap())
-            .await
-            .unwrap()
-            .handle;
+        let cut = world.csi_snapshot(volume, "cut").await;
         world
             .write(volume, "a", &[noise(3, 1 << 16), noise(1, 4 << 16).split_off(1 << 16)].concat())
             .await;

@@ -67,7 +67,7 @@ async fn again<T, F: Future<Output = Result<T, ControlError>>>(
 /// The whole life, with one failure at `step`; answers whether it happened.
 async fn life(step: &'static str, from_volume: bool) {
     let world = World::new().await;
-    let failpoints = world.catalog.bucket().failpoints().clone();
+    let failpoints = world.failpoints().clone();
     failpoints.set(step, "1*return").unwrap();
     let (first, second) = (data(1, 300_000), data(2, 100_000));
     let source = again(step, || world.create("source", None)).await.handle;
@@ -88,10 +88,7 @@ async fn life(step: &'static str, from_volume: bool) {
 
     again(step, || world.controller.delete_volume(source)).await;
     again(step, || world.controller.delete_snapshot(cut)).await;
-    let collector = || async {
-        let pool = world.controller.pools().get(None).unwrap();
-        world.controller.collector(pool).collect().await
-    };
+    let collector = || async { world.collector().collect().await };
     again(step, collector).await;
     assert!(world.read(clone).await["a"] == *expected, "{step}: the clone lost data");
     again(step, || world.controller.delete_volume(clone)).await;
@@ -125,17 +122,17 @@ fn a_creation_that_is_given_up_is_deleted_whole() {
             both.filter(|(step, from_volume)| **step != "control.create.implied" || *from_volume)
         {
             let world = World::new().await;
-            let source = world.create("source", None).await.unwrap().handle;
+            let source = world.volume("source").await;
             world.write(source, "a", &data(1, 100_000)).await;
             let cut = world.snapshot(source, "cut").await;
-            world.catalog.bucket().failpoints().set(step, "return").unwrap();
+            world.failpoints().set(step, "return").unwrap();
             let from = if from_volume { Source::Volume(source) } else { Source::Snapshot(cut) };
             let refused = world.create("clone", Some(from)).await.unwrap_err();
             assert!(
                 matches!(refused.class(), Class::Unavailable | Class::InProgress),
                 "{step}: {refused}"
             );
-            world.catalog.bucket().failpoints().set(step, "off").unwrap();
+            world.failpoints().set(step, "off").unwrap();
             for at in world.catalog.datasets().await.unwrap() {
                 let handle = zerofs_csi::types::VolumeHandle {
                     pool: world.catalog.pool().id,

@@ -1,63 +1,50 @@
 //! A node opens a volume while a controller works on it: the node is never fenced, and the
 //! controller's work is still done.
 
-use super::{Fast, World, data};
-use crate::leases::{LEASE, patiently, two_nodes, write};
+use super::{World, data};
+use crate::leases::{LEASE, patiently, two_nodes};
+use crate::support::files::{root, top, write_at};
 use bytes::Bytes;
-use std::sync::Arc;
 use std::time::Duration;
 use zerofs_csi::control::{ReleaseMode, Source};
-use zerofs_csi::fs::api::{Caller, CreateHow, FileSystem, SetAttr, Stability};
-use zerofs_csi::types::EntryName;
-use zerofs_csi::volume::LeaseSettings;
+use zerofs_csi::fs::api::{FileSystem, Stability};
 
 /// The controller stands between its claim and its opening of the database while a node takes the
 /// volume over.
 async fn race(opened_before: bool) {
     let node = World::new().await;
-    let elsewhere = World::on(node.catalog.clone(), "controller-1");
-    let volume = elsewhere.create("v", None).await.unwrap().handle;
+    let elsewhere = node.beside("controller-1");
+    let volume = elsewhere.volume("v").await;
     if opened_before {
         node.write(volume, "old", &data(1, 70_000)).await;
     }
     let mailbox = node.serve_mailbox(Duration::from_millis(20));
 
-    let failpoints = node.catalog.bucket().failpoints().clone();
+    let failpoints = node.failpoints().clone();
     failpoints.set("volume.maintenance.claimed", "pause").unwrap();
     let controller = elsewhere.controller.clone();
     let cutting = tokio::spawn(async move {
         controller.create_csi_snapshot(volume, "cut".parse().unwrap()).await
     });
-    loop {
-        let record = node.catalog.dataset_by_id(volume.dataset).await.unwrap().unwrap().record;
-        if record.owner.is_some() {
-            break;
-        }
+    while node.record(volume).await.owner.is_none() {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     let open = node.open(volume).await;
-    let name = EntryName::try_from(&b"new"[..]).unwrap();
-    let how = CreateHow::Unchecked(SetAttr { mode: Some(0o644), ..SetAttr::default() });
-    let file = open.fs.create(&Caller::root(), open.fs.root(), &name, how).await.unwrap().attr.file;
-    let bytes = data(2, 90_000);
-    open.fs
-        .write(&Caller::root(), file, 0, Bytes::from(bytes.clone()), Stability::Unstable)
-        .await
-        .unwrap();
+    let (file, bytes) = (top::create(&*open.fs, "new").await, data(2, 90_000));
+    write_at(&*open.fs, file, 0, &bytes).await;
     failpoints.set("volume.maintenance.claimed", "off").unwrap();
 
     let cut = cutting.await.unwrap().unwrap().handle;
-    open.fs.commit(&Caller::root(), file, 0, 0).await.unwrap();
+    open.fs.commit(&root(), file, 0, 0).await.unwrap();
     open.fs
-        .write(&Caller::root(), file, 0, Bytes::from_static(b"later"), Stability::FileSync)
+        .write(&root(), file, 0, Bytes::from_static(b"later"), Stability::FileSync)
         .await
         .unwrap();
     assert!(node.volumes.get(volume.dataset).is_some(), "the node still has it");
-    drop(open);
-    node.volumes.close(volume.dataset).await.unwrap();
+    node.close(open).await;
     mailbox.stop().await;
 
-    let clone = elsewhere.create("c", Some(Source::Snapshot(cut))).await.unwrap().handle;
+    let clone = elsewhere.copy("c", Source::Snapshot(cut)).await;
     let found = elsewhere.read(clone).await;
     assert_eq!(found.contains_key("old"), opened_before);
     assert!(found["new"] == bytes, "what the node acknowledged before the call ended");
@@ -77,7 +64,7 @@ fn nor_is_one_that_opens_a_new_volume_for_the_first_time() {
 fn the_serial_of_a_deleted_snapshot_is_not_used_again() {
     super::run(async {
         let world = World::new().await;
-        let volume = world.create("v", None).await.unwrap().handle;
+        let volume = world.volume("v").await;
         let mut serials = Vec::new();
         for name in ["a", "b", "a"] {
             let made =
@@ -116,32 +103,22 @@ fn a_volume_of_a_lost_node_is_released_by_a_retry() {
             let (lost, later, volume) = two_nodes().await;
             let open = lost.open(volume).await;
             let bytes = data(3, 50_000);
-            let file = write(&open, "kept", &bytes).await;
+            let file = top::write(&*open.fs, "kept", &bytes).await;
             lost.store.die();
             // Time goes fast where the release is asked for.
-            let lease = LeaseSettings { clock: Arc::new(Fast(100)), ..LeaseSettings::default() };
-            let elsewhere = World::under(later.world.catalog.clone(), "controller-1", None, lease);
-            elsewhere.catalog.bucket().failpoints().set(step, "1*return").unwrap();
+            let elsewhere = later.world.beside_in_fast_time("controller-1");
+            elsewhere.failpoints().set(step, "1*return").unwrap();
             let release = || elsewhere.controller.release_volume(volume, ReleaseMode::Force);
             release().await.expect_err(step);
             release().await.unwrap_or_else(|error| panic!("{step}: {error}"));
-            let record =
-                later.world.catalog.dataset_by_id(volume.dataset).await.unwrap().unwrap().record;
-            assert_eq!(record.owner, None, "{step}");
+            assert_eq!(later.world.record(volume).await.owner, None, "{step}");
             assert!(later.world.read(volume).await["kept"] == bytes, "{step}");
             // Whoever was given up learns it from the store.
             lost.store.heal();
             lost.clock.advance(LEASE);
             let late = || async {
-                open.fs
-                    .write(
-                        &Caller::root(),
-                        file,
-                        0,
-                        Bytes::from_static(b"late"),
-                        Stability::FileSync,
-                    )
-                    .await
+                let late = Bytes::from_static(b"late");
+                open.fs.write(&root(), file, 0, late, Stability::FileSync).await
             };
             assert!(patiently(late).await.is_err(), "{step}: the old owner is fenced");
         }

@@ -3,7 +3,9 @@
 //! nothing of it arrives.
 
 use super::data;
-use crate::leases::{LEASE, Node, Pool, expires, name, patiently, two_nodes, write};
+use crate::leases::{LEASE, Node, Pool, expires, patiently, two_nodes};
+use crate::support::files::{GUARDED, name, root, top, tree};
+use crate::support::world::passed;
 use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -38,25 +40,13 @@ enum What {
 
 /// The names and bytes of the root's files.
 async fn state(volume: &Volume) -> BTreeMap<String, Vec<u8>> {
-    let (fs, caller) = (&volume.fs, Caller::root());
-    let limit = ListLimit { entries: 1000, bytes: 1 << 20, entry_bytes: 32, with_attr: false };
-    let listing = patiently(|| fs.readdir(&caller, fs.root(), DirCookie(0), limit)).await.unwrap();
-    let mut found = BTreeMap::new();
-    for entry in listing.entries.iter().filter(|entry| entry.name != "." && entry.name != "..") {
-        let (attr, _) = patiently(|| fs.lookup(&caller, fs.root(), &entry.name)).await.unwrap();
-        let bytes = match attr.kind {
-            FileKind::Regular => {
-                patiently(|| fs.read(&caller, attr.file, 0, 1 << 20)).await.unwrap().data.concat()
-            }
-            _ => vec![],
-        };
-        found.insert(String::from_utf8(entry.name.to_vec()).unwrap(), bytes);
-    }
-    found
+    let fs = &volume.fs;
+    let found = patiently(|| tree(&**fs, fs.root())).await.unwrap();
+    found.into_iter().map(|(path, object)| (path[1..].to_owned(), object.content)).collect()
 }
 
 async fn change(volume: &Volume, what: What, file: FileRef) -> Result<(), FsError> {
-    let (fs, caller, root) = (&volume.fs, Caller::root(), volume.fs.root());
+    let (fs, caller, root) = (&volume.fs, root(), volume.fs.root());
     match what {
         What::Write => fs
             .write(&caller, file, 0, Bytes::from(data(9, 300_000)), Stability::FileSync)
@@ -66,10 +56,7 @@ async fn change(volume: &Volume, what: What, file: FileRef) -> Result<(), FsErro
         What::Rename => {
             fs.rename(&caller, (root, &name("old")), (root, &name("new"))).await.map(drop)
         }
-        What::Create => fs
-            .create(&caller, root, &name("new"), CreateHow::Guarded(SetAttr::default()))
-            .await
-            .map(drop),
+        What::Create => fs.create(&caller, root, &name("new"), GUARDED).await.map(drop),
     }
 }
 
@@ -78,18 +65,17 @@ async fn held_at(step: &'static str, what: What) -> bool {
     let (a, b, volume) = two_nodes().await;
     let ours = a.open(volume).await;
     let old = data(3, 200_000);
-    let file = write(&ours, "old", &old).await;
+    let file = top::write(&*ours.fs, "old", &old).await;
     let mut watch = b.watch(volume.dataset).await;
 
-    let failpoints = a.world.catalog.bucket().failpoints().clone();
-    let passed = |step| failpoints.passed().get(step).copied().unwrap_or(0);
-    let before = passed(step);
+    let failpoints = a.world.failpoints().clone();
+    let before = passed(&failpoints, step);
     failpoints.set(step, "pause").unwrap();
     let changing = tokio::spawn({
         let ours = ours.clone();
         async move { change(&ours, what, file).await }
     });
-    while passed(step) == before && !changing.is_finished() {
+    while passed(&failpoints, step) == before && !changing.is_finished() {
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
     let acknowledged = changing.is_finished();
@@ -117,7 +103,7 @@ async fn held_at(step: &'static str, what: What) -> bool {
         kept.is_none_or(is_old_or_new) && (kept.is_some() || matches!(what, What::Remove)),
         "{step} {what:?}"
     );
-    write(&theirs, "theirs", b"after the fence").await;
+    top::write(&*theirs.fs, "theirs", b"after the fence").await;
     let settled = state(&theirs).await;
 
     failpoints.set(step, "off").unwrap();
@@ -137,8 +123,7 @@ async fn held_at(step: &'static str, what: What) -> bool {
         state(&theirs).await == settled,
         "{step} {what:?}: something of the first owner arrived"
     );
-    drop(theirs);
-    b.world.volumes.close(volume.dataset).await.unwrap();
+    b.world.close(theirs).await;
     let again = b.open(volume).await;
     assert!(state(&again).await == settled, "{step} {what:?}: and is there after reopening");
     true
@@ -170,7 +155,7 @@ fn journals_of_before_are_discarded_and_retransmissions_answered() {
         let call =
             |xid| Caller { call: Some(CallId { client: 7, xid, checksum: 1 }), ..Caller::root() };
         for file in ["gone", "from"] {
-            write(&ours, file, file.as_bytes()).await;
+            top::write(&*ours.fs, file, file.as_bytes()).await;
         }
         ours.fs.remove(&call(1), root, &name("gone")).await.unwrap();
         ours.fs.rename(&call(2), (root, &name("from")), (root, &name("to"))).await.unwrap();
@@ -185,8 +170,7 @@ fn journals_of_before_are_discarded_and_retransmissions_answered() {
         let mut watch = b.watch(volume.dataset).await;
         // From here on only its journal hears of it.
         a.store.die();
-        let how = || CreateHow::Guarded(SetAttr::default());
-        ours.fs.create(&call(4), root, &name("unsynced"), how()).await.unwrap();
+        ours.fs.create(&call(4), root, &name("unsynced"), GUARDED).await.unwrap();
         let expired = expires(&mut watch, [&a, &b]).await;
         let theirs = b.take(volume.dataset, &expired).await.unwrap();
         patiently(|| async { theirs.fs.remove(&call(1), root, &name("gone")).await })
@@ -206,10 +190,9 @@ fn journals_of_before_are_discarded_and_retransmissions_answered() {
         let missing = theirs.fs.remove(&call(5), root, &name("gone")).await;
         assert!(matches!(missing, Err(FsError::NotFound)), "another call: {missing:?}");
         let anew =
-            theirs.fs.create(&call(4), root, &name("unsynced"), how()).await.unwrap().attr.file;
-        write(&theirs, "theirs", b"theirs").await;
-        drop(theirs);
-        b.world.volumes.close(volume.dataset).await.unwrap();
+            theirs.fs.create(&call(4), root, &name("unsynced"), GUARDED).await.unwrap().attr.file;
+        top::write(&*theirs.fs, "theirs", b"theirs").await;
+        b.world.close(theirs).await;
 
         // The first machine comes back with its journal.
         let journals = a.journals.clone();
@@ -222,8 +205,8 @@ fn journals_of_before_are_discarded_and_retransmissions_answered() {
             found.keys().map(String::as_str).collect::<Vec<_>>(),
             ["made", "theirs", "to", "unsynced"]
         );
-        let (attr, _) = ours.fs.lookup(&Caller::root(), root, b"unsynced").await.unwrap();
-        assert_eq!(attr.file, anew, "the second owner's, not the one of the journal");
+        let unsynced = top::child(&*ours.fs, "unsynced").await.unwrap().file;
+        assert_eq!(unsynced, anew, "the second owner's, not the one of the journal");
     });
 }
 

@@ -7,8 +7,7 @@ use zerofs_csi::control::Plan;
 use zerofs_csi::types::{Class, Classify, VolumeHandle};
 
 async fn plan(world: &World) -> Plan {
-    let pool = world.controller.pools().get(None).unwrap();
-    world.controller.collector(pool).plan().await.unwrap()
+    world.collector().plan().await.unwrap()
 }
 
 /// Overwrites a file until a pack of its is dead: the old data is reclaimed in the background.
@@ -27,7 +26,7 @@ async fn make_garbage(world: &World, volume: VolumeHandle) {
 
 /// Writes only the intent of a snapshot.
 async fn begin_snapshot(world: &World, volume: VolumeHandle) {
-    let failpoints = world.catalog.bucket().failpoints();
+    let failpoints = world.failpoints();
     failpoints.set("control.snapshot.intent", "return").unwrap();
     let stopped = world.controller.create_csi_snapshot(volume, "cut".parse().unwrap()).await;
     assert_eq!(stopped.unwrap_err().class(), Class::Unavailable);
@@ -41,7 +40,7 @@ async fn begin_snapshot(world: &World, volume: VolumeHandle) {
 fn a_snapshot_on_its_way_keeps_the_packs_that_the_head_gave_up() {
     super::run(async {
         let world = World::new().await;
-        let volume = world.create("v", None).await.unwrap().handle;
+        let volume = world.volume("v").await;
         make_garbage(&world, volume).await;
         begin_snapshot(&world, volume).await;
         let held = plan(&world).await;
@@ -60,24 +59,18 @@ fn a_snapshot_on_its_way_keeps_the_packs_that_the_head_gave_up() {
 fn a_snapshot_that_was_given_up_does_not_keep_its_volume() {
     super::run(async {
         let world = World::new().await;
-        let volume = world.create("v", None).await.unwrap().handle;
+        let volume = world.volume("v").await;
         world.write(volume, "a", &data(1, 300_000)).await;
         begin_snapshot(&world, volume).await;
         world.controller.delete_volume(volume).await.unwrap();
-        world
-            .catalog
-            .bucket()
-            .failpoints()
-            .set("collect.snapshot.abandoned", "1*return->off")
-            .unwrap();
-        let pool = world.controller.pools().get(None).unwrap();
-        assert!(world.controller.collector(pool).collect().await.is_err());
+        world.failpoints().set("collect.snapshot.abandoned", "1*return->off").unwrap();
+        assert!(world.collector().collect().await.is_err());
         let done = world.collect().await;
         assert!(done.retained.is_empty(), "{done:?}");
         world.assert_empty("given up").await;
         // Its name is free.
-        let again = world.create("v", None).await.unwrap().handle;
-        world.controller.create_csi_snapshot(again, "cut".parse().unwrap()).await.unwrap();
+        let again = world.volume("v").await;
+        world.csi_snapshot(again, "cut").await;
     });
 }
 
@@ -87,12 +80,11 @@ fn a_name_is_free_once_its_earlier_life_is_removed() {
     super::run(async {
         for step in ["collect.dataset.dead", "collect.dataset.fenced", "collect.dataset.deleted"] {
             let world = World::new().await;
-            let volume = world.create("v", None).await.unwrap().handle;
+            let volume = world.volume("v").await;
             world.write(volume, "a", &data(1, 300_000)).await;
             world.controller.delete_volume(volume).await.unwrap();
-            world.catalog.bucket().failpoints().set(step, "1*return").unwrap();
-            let pool = world.controller.pools().get(None).unwrap();
-            assert!(world.controller.collector(pool).collect().await.is_err());
+            world.failpoints().set(step, "1*return").unwrap();
+            assert!(world.collector().collect().await.is_err());
             let early = world.create("v", None).await.unwrap_err();
             assert_eq!(early.class(), Class::InProgress, "{step}: {early}");
             world.collect().await;

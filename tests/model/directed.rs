@@ -1,8 +1,9 @@
 //! Histories that chance would not find: large directories, listings while names change, renames
 //! that race, calls that come twice.
 
-use crate::setting;
-use crate::volume::Dataset;
+use crate::support::files::{GUARDED, list_by, name};
+use crate::support::run::{setting, size};
+use crate::support::volume::Dataset;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use std::collections::{BTreeMap, BTreeSet};
@@ -13,34 +14,9 @@ use zerofs_csi::fs::api::*;
 use zerofs_csi::fs::{Fs, FsError, SyncMode};
 use zerofs_csi::types::{EntryName, InodeNo};
 
-fn name(text: impl AsRef<str>) -> EntryName {
-    EntryName::try_from(text.as_ref().as_bytes()).unwrap()
-}
-
 fn dataset() -> (Dataset, tempfile::TempDir) {
     let journals = tempfile::tempdir().unwrap();
     (Dataset::new(Bucket::memory(), journals.path().to_owned()), journals)
-}
-
-const PLAIN: CreateHow = CreateHow::Guarded(SetAttr {
-    mode: None,
-    uid: None,
-    gid: None,
-    size: None,
-    atime: SetTime::Keep,
-    mtime: SetTime::Keep,
-});
-
-async fn list(fs: &Fs, dir: FileRef, limit: ListLimit) -> Vec<DirEntry> {
-    let (mut entries, mut after) = (Vec::new(), DirCookie(0));
-    loop {
-        let listing = fs.readdir(&Caller::root(), dir, after, limit).await.unwrap();
-        entries.extend(listing.entries);
-        after = entries.last().unwrap().cookie;
-        if listing.eof {
-            return entries;
-        }
-    }
 }
 
 fn limit(entries: usize) -> ListLimit {
@@ -54,7 +30,9 @@ async fn fill(fs: &Arc<Fs>, dir: FileRef, range: std::ops::Range<u64>) {
         let (fs, range) = (fs.clone(), range.clone());
         tasks.spawn(async move {
             for n in range.skip(lane).step_by(32) {
-                fs.create(&Caller::root(), dir, &name(format!("file {n}")), PLAIN).await.unwrap();
+                fs.create(&Caller::root(), dir, &name(&format!("file {n}")), GUARDED)
+                    .await
+                    .unwrap();
             }
         });
     }
@@ -65,10 +43,7 @@ async fn fill(fs: &Arc<Fs>, dir: FileRef, range: std::ops::Range<u64>) {
 /// `BIG_DIRECTORY` sets another number.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_large_directory_lists_each_name_once_cold_and_warm() {
-    let count = setting(
-        "BIG_DIRECTORY",
-        if setting("ZEROFS_TEST_SIZE", 1) > 1 { 1_000_000 } else { 20_000 },
-    );
+    let count = setting("BIG_DIRECTORY").unwrap_or(if size() > 1 { 1_000_000 } else { 20_000 });
     let (dataset, _journals) = dataset();
     let fs = Arc::new(dataset.open().await);
     let dir = fs
@@ -84,7 +59,7 @@ async fn a_large_directory_lists_each_name_once_cold_and_warm() {
         }
         let fs = if round == "fresh" { fs.clone() } else { Arc::new(dataset.open().await) };
         for _ in 0..2 {
-            let entries = list(&fs, dir, limit(1000)).await;
+            let entries = list_by(&*fs, dir, limit(1000)).await.unwrap();
             assert_eq!(entries.len() as u64, count + 2, "{round}");
             assert!(entries.windows(2).all(|pair| pair[0].cookie < pair[1].cookie));
             assert!(
@@ -127,7 +102,7 @@ async fn more_than_a_hundred_thousand_names_are_listed_once() {
     fill(&fs, dir, 0..COUNT).await;
     fs.close().await.unwrap();
     let fs = dataset.open().await;
-    let entries = list(&fs, dir, ListLimit { with_attr: false, ..limit(10_000) }).await;
+    let entries = list_by(&fs, dir, ListLimit { with_attr: false, ..limit(10_000) }).await.unwrap();
     assert!(entries.windows(2).all(|pair| pair[0].cookie < pair[1].cookie));
     let names: BTreeSet<_> = entries.iter().map(|entry| entry.name.to_vec()).collect();
     assert_eq!((entries.len() as u64, names.len() as u64), (COUNT + 2, COUNT + 2));
@@ -164,7 +139,7 @@ async fn cookies_stay_true_while_names_come_and_go() {
                 .await
                 .unwrap();
         }
-        fs.create(&Caller::root(), root, &name(format!("new {turn}")), PLAIN).await.unwrap();
+        fs.create(&Caller::root(), root, &name(&format!("new {turn}")), GUARDED).await.unwrap();
         turn += 1;
     }
     assert!(seen.values().all(|times| *times == 1), "{seen:?}");
@@ -181,7 +156,7 @@ async fn check_tree(fs: &Fs) {
     let mut inodes = BTreeSet::from([fs.root().ino]);
     while let Some((dir, parent)) = todo.pop() {
         let (mut entries, mut subdirectories) = (0, 0);
-        for entry in list(fs, dir, limit(100)).await {
+        for entry in list_by(fs, dir, limit(100)).await.unwrap() {
             let attr = entry.attr.expect("every name has an object");
             match &entry.name[..] {
                 b"." => assert_eq!(attr.file, dir),
@@ -224,7 +199,7 @@ async fn random_call(fs: &Fs, rng: &mut StdRng, known: &mut Vec<FileRef>) -> Res
     match rng.random_range(0..12) {
         0..3 => known.push(fs.mkdir(&root, a, &x, SetAttr::default()).await?.attr.file),
         3 => {
-            fs.create(&root, a, &x, PLAIN).await?;
+            fs.create(&root, a, &x, GUARDED).await?;
         }
         4..8 => {
             fs.rename(&root, (a, &x), (b, &y)).await?;
@@ -248,16 +223,16 @@ async fn random_call(fs: &Fs, rng: &mut StdRng, known: &mut Vec<FileRef>) -> Res
 async fn racing_calls_neither_deadlock_nor_break_the_tree() {
     let (dataset, _journals) = dataset();
     let fs = Arc::new(dataset.open().await);
-    let seed: u64 = setting("RACE_SEED", rand::random::<u64>() >> 16);
+    let seed = setting("RACE_SEED").unwrap_or_else(|| rand::random::<u64>() >> 16);
     println!("RACE_SEED={seed}");
-    for round in 0..setting("RACE_ROUNDS", 3) {
+    for round in 0..setting("RACE_ROUNDS").unwrap_or(3) {
         let mut tasks = tokio::task::JoinSet::new();
         for task in 0..24 {
             let fs = fs.clone();
             tasks.spawn(async move {
                 let mut rng = StdRng::seed_from_u64(seed + 1000 * round + task);
                 let mut known = vec![fs.root()];
-                for _ in 0..setting("RACE_CALLS", 150) {
+                for _ in 0..setting("RACE_CALLS").unwrap_or(150) {
                     let called = random_call(&fs, &mut rng, &mut known).await;
                     if let Err(
                         error @ (FsError::Corrupt(_) | FsError::Internal(_) | FsError::Busy(_)),
@@ -287,7 +262,7 @@ async fn a_repeated_call_gets_its_first_answer_even_after_the_process_died() {
     let (dataset, _journals) = dataset();
     let fs = dataset.open().await;
     let root = fs.root();
-    let made = fs.create(&call(1), root, &name("a"), PLAIN).await.unwrap().attr.file;
+    let made = fs.create(&call(1), root, &name("a"), GUARDED).await.unwrap().attr.file;
     fs.link(&call(2), made, root, &name("b")).await.unwrap();
     fs.rename(&call(3), (root, &name("b")), (root, &name("c"))).await.unwrap();
     fs.remove(&call(4), root, &name("c")).await.unwrap();
@@ -295,15 +270,15 @@ async fn a_repeated_call_gets_its_first_answer_even_after_the_process_died() {
     fs.rmdir(&call(6), root, &name("d")).await.unwrap();
     drop(fs);
     let fs = dataset.open().await;
-    let again = fs.create(&call(1), root, &name("a"), PLAIN).await.unwrap();
+    let again = fs.create(&call(1), root, &name("a"), GUARDED).await.unwrap();
     assert_eq!((again.attr.file, again.attr.nlink, again.dir.before), (made, 1, None));
     assert_eq!(fs.link(&call(2), made, root, &name("b")).await.unwrap().0.file, made);
     fs.rename(&call(3), (root, &name("b")), (root, &name("c"))).await.unwrap();
     fs.remove(&call(4), root, &name("c")).await.unwrap();
     fs.rmdir(&call(6), root, &name("d")).await.unwrap();
     assert!(matches!(fs.rmdir(&call(7), root, &name("d")).await, Err(FsError::NotFound)));
-    assert!(matches!(fs.create(&call(8), root, &name("a"), PLAIN).await, Err(FsError::Exists)));
-    assert_eq!(list(&fs, root, limit(9)).await.len(), 3);
+    assert!(matches!(fs.create(&call(8), root, &name("a"), GUARDED).await, Err(FsError::Exists)));
+    assert_eq!(list_by(&fs, root, limit(9)).await.unwrap().len(), 3);
     fs.close().await.unwrap();
 }
 
@@ -315,7 +290,7 @@ async fn removals_renames_and_links_are_in_the_store_when_answered() {
     let root = fs.root();
     let caller = Caller::root();
     for file in ["removed", "renamed", "linked"] {
-        fs.create(&caller, root, &name(file), PLAIN).await.unwrap();
+        fs.create(&caller, root, &name(file), GUARDED).await.unwrap();
     }
     let linked = fs.lookup(&caller, root, b"linked").await.unwrap().0.file;
     fs.rename(&caller, (root, &name("renamed")), (root, &name("to"))).await.unwrap();
@@ -325,7 +300,7 @@ async fn removals_renames_and_links_are_in_the_store_when_answered() {
     dataset.options.journal = None;
     let fs = dataset.open().await;
     let names: BTreeSet<_> =
-        list(&fs, root, limit(9)).await.into_iter().map(|entry| entry.name).collect();
+        list_by(&fs, root, limit(9)).await.unwrap().into_iter().map(|entry| entry.name).collect();
     assert_eq!(
         names.into_iter().collect::<Vec<_>>(),
         [&b"."[..], b"..", b"linked", b"second", b"to"]
@@ -339,7 +314,7 @@ async fn always_means_that_every_answer_is_in_the_store() {
     dataset.options.properties.sync = SyncMode::Always;
     let fs = dataset.open().await;
     let caller = Caller::root();
-    let file = fs.create(&caller, fs.root(), &name("a"), PLAIN).await.unwrap().attr.file;
+    let file = fs.create(&caller, fs.root(), &name("a"), GUARDED).await.unwrap().attr.file;
     let written = fs
         .write(&caller, file, 0, bytes::Bytes::from_static(b"data"), Stability::Unstable)
         .await
@@ -363,7 +338,7 @@ async fn an_fsync_is_one_small_put() {
     let bucket = dataset.place.bucket.clone();
     let fs = dataset.open().await;
     let caller = Caller::root();
-    let file = fs.create(&caller, fs.root(), &name("database"), PLAIN).await.unwrap().attr.file;
+    let file = fs.create(&caller, fs.root(), &name("database"), GUARDED).await.unwrap().attr.file;
     // Fewer than begin a MemTable flush, which bounds what the next opening replays.
     for n in 0..10 {
         fs.sync().await.unwrap();
@@ -391,12 +366,12 @@ async fn quotas_and_rights_are_kept() {
     dataset.options.properties.quota_inodes = Some(3);
     let fs = dataset.open().await;
     let (root, user) = (fs.root(), Caller { uid: 5, gid: 5, groups: vec![6], call: None });
-    assert!(matches!(fs.create(&user, root, &name("a"), PLAIN).await, Err(FsError::Access)));
+    assert!(matches!(fs.create(&user, root, &name("a"), GUARDED).await, Err(FsError::Access)));
     let open = SetAttr { mode: Some(0o1777), ..SetAttr::default() };
     fs.setattr(&Caller::root(), root, open, None).await.unwrap();
-    fs.create(&user, root, &name("a"), PLAIN).await.unwrap();
-    fs.create(&Caller::root(), root, &name("b"), PLAIN).await.unwrap();
-    assert!(matches!(fs.create(&user, root, &name("c"), PLAIN).await, Err(FsError::NoInodes)));
+    fs.create(&user, root, &name("a"), GUARDED).await.unwrap();
+    fs.create(&Caller::root(), root, &name("b"), GUARDED).await.unwrap();
+    assert!(matches!(fs.create(&user, root, &name("c"), GUARDED).await, Err(FsError::NoInodes)));
     assert_eq!(fs.statfs().await.unwrap().free_inodes, 0);
     assert!(
         matches!(fs.remove(&user, root, &name("b")).await, Err(FsError::NotOwner)),
@@ -407,7 +382,7 @@ async fn quotas_and_rights_are_kept() {
         Err(FsError::NotOwner)
     ));
     fs.remove(&user, root, &name("a")).await.unwrap();
-    fs.create(&user, root, &name("c"), PLAIN).await.unwrap();
+    fs.create(&user, root, &name("c"), GUARDED).await.unwrap();
     fs.close().await.unwrap();
     assert!(matches!(fs.getattr(root).await, Err(FsError::Stale)), "closed");
 }

@@ -2,7 +2,7 @@
 
 use crate::ops::{Ending, How, Kind, Op, Set, caller, generate};
 use crate::reference::{Id, ROOT, ROOT_MODE, Reference, bytes};
-use crate::volume::Dataset;
+use crate::support::volume::Dataset;
 use rand::rngs::StdRng;
 use std::collections::{BTreeMap, BTreeSet};
 use zerofs_csi::bucket::Bucket;

@@ -9,18 +9,13 @@ mod harness;
 mod ops;
 mod outage;
 mod reference;
-#[path = "../support/volume.rs"]
-#[allow(dead_code, reason = "shared with other tests")]
-mod volume;
+#[path = "../support/mod.rs"]
+mod support;
 
 use harness::Harness;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
-
-fn setting(name: &str, default: u64) -> u64 {
-    std::env::var(name)
-        .map_or(default, |text| text.parse().unwrap_or_else(|_| panic!("{name} must be a number")))
-}
+use support::run::setting;
 
 fn history(seed: u64, steps: u64) {
     println!("history MODEL_SEED={seed} MODEL_STEPS={steps}");
@@ -46,12 +41,13 @@ fn history(seed: u64, steps: u64) {
 
 #[test]
 fn random_histories_agree_with_the_reference() {
-    let steps = setting("MODEL_STEPS", 300);
-    match std::env::var("MODEL_SEED") {
-        Ok(_) => history(setting("MODEL_SEED", 0), steps),
-        Err(_) => {
+    let steps = setting("MODEL_STEPS").unwrap_or(300);
+    match setting("MODEL_SEED") {
+        Some(seed) => history(seed, steps),
+        None => {
             let first: u64 = rand::random::<u64>() >> 16;
-            (0..setting("MODEL_HISTORIES", 4)).for_each(|n| history(first + n, steps));
+            let histories = setting("MODEL_HISTORIES").unwrap_or(4);
+            (0..histories).for_each(|n| history(first + n, steps));
         }
     }
 }

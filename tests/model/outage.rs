@@ -1,20 +1,16 @@
 //! The object store is away for longer than anybody waits for it: what is done is never said to
 //! have failed.
 
-use crate::volume::Dataset;
+use crate::support::files::{name, top};
+use crate::support::volume::Dataset;
 use std::pin::pin;
 use std::time::Duration;
 use zerofs_csi::bucket::Bucket;
 use zerofs_csi::fs::api::*;
 use zerofs_csi::fs::{Fs, FsError, SyncMode};
-use zerofs_csi::types::EntryName;
 
 /// Beyond every limit of the file system and of the protocol above it.
 const AWAY: Duration = Duration::from_secs(400);
-
-fn name(text: &str) -> EntryName {
-    EntryName::try_from(text.as_bytes()).unwrap()
-}
 
 fn caller(xid: u32) -> Caller {
     Caller { call: Some(CallId { client: 7, xid, checksum: 9 }), ..Caller::root() }
@@ -31,11 +27,6 @@ async fn pass(time: Duration) {
         }
     }
     tokio::time::resume();
-}
-
-async fn file(fs: &Fs, text: &str) -> FileRef {
-    let how = CreateHow::Guarded(SetAttr::default());
-    fs.create(&Caller::root(), fs.root(), &name(text), how).await.unwrap().attr.file
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -68,7 +59,7 @@ async fn a_change_that_is_done_is_answered_however_long_the_store_is_away() {
         let mut dataset = Dataset::new(Bucket::memory(), journals.path().to_owned());
         dataset.options.properties.sync = sync;
         let fs = dataset.open().await;
-        let at = file(&fs, "a").await;
+        let at = top::create(&fs, "a").await;
         fs.mkdir(&Caller::root(), fs.root(), &name("dir"), SetAttr::default()).await.unwrap();
         fs.sync().await.unwrap();
         let failpoints = dataset.place.bucket.failpoints();
@@ -98,7 +89,7 @@ async fn closing_while_changes_wait_fails_and_may_be_repeated() {
     let journals = tempfile::tempdir().unwrap();
     let dataset = Dataset::new(Bucket::memory(), journals.path().to_owned());
     let fs = dataset.open().await;
-    let at = file(&fs, "a").await;
+    let at = top::create(&fs, "a").await;
     fs.sync().await.unwrap();
     let failpoints = dataset.place.bucket.failpoints();
     failpoints.set("fs.commit.before-flush", "pause").unwrap();

@@ -1,9 +1,9 @@
 //! A client's view while the back end is slow, away, fenced or not there yet, and while the server
 //! stops.
 
-use crate::memfs::MemFs;
-use crate::support::{EXPORT, Edge, KEY, new_file, options};
-use crate::wire::*;
+use crate::edge::{EXPORT, Edge, KEY, new_file, options};
+use crate::support::memfs::MemFs;
+use crate::support::wire::*;
 use bytes::Bytes;
 use nfs3_types::nfs3::{READ3args, REMOVE3args, WRITE3args, stable_how};
 use nfs3_types::xdr_codec::Opaque;

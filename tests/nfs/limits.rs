@@ -1,6 +1,6 @@
 //! Limits of a volume's bandwidth and calls: what they delay, and what they do not.
 
-use crate::support::{EXPORT, Edge, KEY, new_file, options};
+use crate::edge::{EXPORT, Edge, KEY, new_file, options};
 use bytes::Bytes;
 use std::ops::Range;
 use std::time::Duration;

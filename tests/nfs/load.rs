@@ -1,6 +1,6 @@
 //! The load generator runs every work to its end and leaves nothing behind.
 
-use crate::support::{EXPORT, Edge};
+use crate::edge::{EXPORT, Edge};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use zerofs_csi::fs::api::DirCookie;

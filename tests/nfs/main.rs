@@ -8,14 +8,12 @@
     reason = "a test fails by panicking"
 )]
 
-#[path = "../support/memfs.rs"]
-mod memfs;
-
+mod edge;
 mod faults;
 mod limits;
 mod load;
 mod malformed;
 mod procedures;
 mod quiesce;
+#[path = "../support/mod.rs"]
 mod support;
-mod wire;

@@ -1,8 +1,8 @@
 //! Calls that no client should send: each gets the error that the RFCs give it, and the server
 //! lives on.
 
-use crate::support::{Edge, new_file};
-use crate::wire::*;
+use crate::edge::{Edge, new_file};
+use crate::support::wire::*;
 use nfs3_types::nfs3::*;
 use nfs3_types::rpc::{accept_stat_data, auth_stat, rejected_reply, reply_body};
 use rand::{Rng, SeedableRng};
@@ -299,7 +299,7 @@ async fn random_records_hurt_nobody() {
 async fn a_record_that_never_ends_is_given_up() {
     let options = zerofs_csi::nfs::Options {
         stall: std::time::Duration::from_millis(300),
-        ..crate::support::options()
+        ..crate::edge::options()
     };
     let edge = Edge::with(options).await;
     let mut wire = Wire::connect(edge.server.local_addr()).await;

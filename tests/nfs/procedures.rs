@@ -1,6 +1,6 @@
 //! Every procedure, as a client sees it.
 
-use crate::support::{EXPORT, Edge, mode, new_file, options};
+use crate::edge::{EXPORT, Edge, mode, new_file, options};
 use bytes::Bytes;
 use std::collections::BTreeSet;
 use zerofs_csi::fs::api::*;

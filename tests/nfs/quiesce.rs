@@ -1,7 +1,7 @@
 //! Connections that come to rest, and go on in another server: no call is lost, and none is
 //! answered by a server that has ended.
 
-use crate::support::{EXPORT, Edge, KEY, new_file, options};
+use crate::edge::{EXPORT, Edge, KEY, new_file, options};
 use bytes::Bytes;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

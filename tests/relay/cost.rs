@@ -2,9 +2,9 @@
 //! owns, and to one that another node owns: all are answered alike. With `--nocapture` it prints
 //! what each costs.
 
-use crate::driver::stage;
 use crate::node::Node;
 use crate::sharing::put;
+use crate::support::driver::stage;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use zerofs_csi::nfs::client::{Client, FileHandle};

@@ -3,7 +3,8 @@
 
 use crate::kernel::Kernel;
 use crate::moves::{Worker, names};
-use crate::node::{Node, catalog, next_owner, owner};
+use crate::node::{Node, next_owner, owner};
+use crate::support::driver::catalog;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};

@@ -1,10 +1,11 @@
 //! The owner of a shared volume changes while others use it: it closes the volume, dies, is told to
 //! give it up, or restarts.
 
-use crate::driver::Driver;
-use crate::node::{Node, next_owner, owner, revoke};
+use crate::node::{Node, next_owner, owner};
 use crate::sharing::{get, put};
-use crate::wire::{Wire, nfs, pack, place, status};
+use crate::support::driver::Driver;
+use crate::support::driver::revoke;
+use crate::support::wire::{Wire, nfs, pack, place, status};
 use nfs3_types::nfs3::{LOOKUP3args, REMOVE3args};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};

@@ -4,19 +4,12 @@
 
 mod cost;
 mod cut;
-#[path = "../csi/driver.rs"]
-#[allow(dead_code, reason = "shared with other tests")]
-mod driver;
 mod following;
 mod kernel;
 mod moves;
 mod node;
 mod refused;
 mod requests;
-#[path = "../support/setup.rs"]
-#[allow(dead_code, reason = "shared with other tests")]
-mod setup;
 mod sharing;
-#[path = "../nfs/wire.rs"]
-#[allow(dead_code, reason = "shared with other tests")]
-mod wire;
+#[path = "../support/mod.rs"]
+mod support;

@@ -4,7 +4,9 @@
 //! `ZEROFS_MOVES=20` moves more often; `ZEROFS_SEED` repeats a run.
 
 use crate::kernel::Kernel;
-use crate::node::{Node, SETTINGS, next_owner, owner, revoke};
+use crate::node::{Node, SETTINGS, next_owner, owner};
+use crate::support::driver::revoke;
+use crate::support::run::setting;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use std::collections::BTreeSet;
@@ -13,10 +15,6 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 use zerofs_csi::fs::api::DirCookie;
 use zerofs_csi::nfs::client::{Client, FileHandle};
-
-fn setting(name: &str, default: u64) -> u64 {
-    std::env::var(name).ok().and_then(|value| value.parse().ok()).unwrap_or(default)
-}
 
 /// Makes, renames and removes names of its own until it is stopped. The names that must be there.
 pub struct Worker {
@@ -94,7 +92,8 @@ pub async fn names(client: &Client, root: &FileHandle) -> BTreeSet<String> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_change_takes_effect_once_however_often_the_owner_moves() {
-    let (moves, seed) = (setting("ZEROFS_MOVES", 4), setting("ZEROFS_SEED", rand::random()));
+    let (moves, seed) =
+        (setting("ZEROFS_MOVES").unwrap_or(4), setting("ZEROFS_SEED").unwrap_or(rand::random()));
     println!("ZEROFS_SEED={seed} ZEROFS_MOVES={moves}");
     let mut rng = StdRng::seed_from_u64(seed);
     let dir = Arc::new(tempfile::tempdir().unwrap());

@@ -1,62 +1,28 @@
 //! Nodes that share a volume, each a whole driver, with a client in place of the kernel's.
 
-use crate::driver::{Driver, capability, new_volume, stage, text};
-use crate::setup;
-use parking_lot::Mutex;
+use crate::support::driver::{
+    Driver, LastMount, Mounted, capability, catalog, mounter, new_volume, stage, text,
+};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 use tonic::{Code, Status};
-use zerofs_csi::bucket::{Bucket, Credentials as Keys, Folder, Limits};
-use zerofs_csi::catalog::{Catalog, Owner, RevocationReason};
+use zerofs_csi::catalog::Owner;
 use zerofs_csi::csi::proto::v1::volume_capability::access_mode::Mode;
 use zerofs_csi::csi::proto::v1::*;
-use zerofs_csi::mount::{FakeMounter, MountError, NfsMount};
+use zerofs_csi::mount::FakeMounter;
 use zerofs_csi::nfs::client::{Client, Credentials, FileHandle};
 use zerofs_csi::types::VolumeHandle;
-use zerofs_csi::volume::Volumes;
 
 /// The shortest lease there may be.
 pub const SETTINGS: &str = "lease: 5s\nmailboxInterval: 50ms\nchannel: { listen: '127.0.0.1:0' }\n";
-
-/// The state that the kernel's client keeps of a mount.
-#[derive(Clone)]
-pub struct Mounted {
-    pub what: NfsMount,
-    pub root: FileHandle,
-}
-
-pub type LastMount = Arc<Mutex<Option<Mounted>>>;
 
 pub struct Node {
     pub driver: Driver,
     pub seat: &'static str,
     pub last: LastMount,
-}
-
-/// A mounter that speaks MOUNT as the kernel does.
-fn mounter() -> (FakeMounter, LastMount) {
-    let last: LastMount = Arc::default();
-    let keep = last.clone();
-    let mounter = FakeMounter::with(move |what, target| {
-        let keep = keep.clone();
-        Box::pin(async move {
-            let mounted = async {
-                let client = Client::connect(what.endpoint, &Credentials::root()).await?;
-                client.mount(&what.export).await
-            };
-            let root = mounted.await.map_err(|error| MountError::Kernel {
-                path: target,
-                doing: "mounting",
-                why: error.to_string(),
-            })?;
-            *keep.lock() = Some(Mounted { what, root });
-            Ok(())
-        })
-    });
-    (mounter, last)
 }
 
 pub fn shared_stage(id: &str, at: &std::path::Path) -> NodeStageVolumeRequest {
@@ -167,13 +133,6 @@ impl Node {
     }
 }
 
-pub async fn catalog(dir: &TempDir) -> Catalog {
-    let url = format!("file://{}", dir.path().join("pool").display()).parse().unwrap();
-    let bucket =
-        Bucket::open(&url, &Keys::default(), Folder::MustExist, Limits::default()).unwrap();
-    Catalog::open(bucket, None).await.unwrap()
-}
-
 pub async fn owner(dir: &TempDir, id: &str) -> Option<Owner> {
     let volume: VolumeHandle = id.parse().unwrap();
     let found = catalog(dir).await.dataset_by_id(volume.dataset).await.unwrap();
@@ -192,15 +151,4 @@ pub async fn next_owner(dir: &TempDir, id: &str, before: &Owner) -> (Owner, Dura
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     panic!("nobody takes the volume over")
-}
-
-/// Like a controller that sees the node tainted out-of-service.
-pub async fn revoke(dir: &TempDir, id: &str) {
-    let catalog = catalog(dir).await;
-    let volumes = Volumes::new(setup::settings("controller-1"));
-    let from = setup::controller(&catalog, &volumes)
-        .revoke_volume(id.parse().unwrap(), RevocationReason::OutOfService)
-        .await
-        .unwrap();
-    assert!(from.is_some(), "somebody has it");
 }

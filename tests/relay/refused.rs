@@ -1,10 +1,11 @@
 //! What neither side of a relay accepts: unknown keys and sessions, volumes of one node, records
 //! that are none.
 
-use crate::driver::{Driver, stage};
-use crate::node::{Node, SETTINGS, catalog, owner};
+use crate::node::{Node, SETTINGS, owner};
 use crate::sharing::put;
-use crate::wire::{Wire, call, fh, nfs, pack, status};
+use crate::support::driver::catalog;
+use crate::support::driver::{Driver, stage};
+use crate::support::wire::{Wire, call, fh, nfs, pack, status};
 use nfs3_types::nfs3::{GETATTR3args, WRITE3args, stable_how};
 use nfs3_types::xdr_codec::Opaque;
 use serde_json::{Value, json};

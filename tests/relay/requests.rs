@@ -1,8 +1,9 @@
 //! Requests to the owner of a volume by the channel: of any volume, and for those alone whom the
 //! pool knows.
 
-use crate::driver::{new_volume, stage};
-use crate::node::{Node, catalog, owner};
+use crate::node::{Node, owner};
+use crate::support::driver::catalog;
+use crate::support::driver::{new_volume, stage};
 use std::sync::Arc;
 use std::time::Duration;
 use zerofs_csi::csi::proto::v1::CreateSnapshotRequest;

@@ -1,7 +1,7 @@
 //! Two nodes use one volume at the same time.
 
-use crate::driver::capability;
 use crate::node::{Node, owner};
+use crate::support::driver::capability;
 use bytes::Bytes;
 use std::sync::Arc;
 use std::time::{Duration, Instant};

@@ -1,6 +1,7 @@
 //! Compares the state after a death with the answers that clients got.
 
-use super::history::{Contract, Death, History, Id, Kind, TOP, Tree};
+use super::history::{self, Contract, Death, History, Id, Kind, TOP};
+use crate::support::files::{self, Object, Tree};
 use std::collections::BTreeMap;
 use zerofs_csi::fs::api::*;
 use zerofs_csi::fs::{Fs, FsError};
@@ -8,61 +9,12 @@ use zerofs_csi::fs::{Fs, FsError};
 /// The records of the files.
 pub const RECORD: usize = 4096;
 
-pub struct Object {
-    attr: Attr,
-    data: Option<Vec<u8>>,
-    target: Option<Vec<u8>>,
-}
-
 /// Everything below a directory, by path; the directory itself has the empty one.
-pub type Found = BTreeMap<String, Object>;
-
-pub async fn walk(fs: &Fs, top: FileRef) -> Result<Found, FsError> {
-    let caller = Caller::root();
-    let mut found = Found::new();
-    let mut todo = vec![(String::new(), top)];
-    while let Some((path, file)) = todo.pop() {
-        let attr = fs.getattr(file).await?;
-        let mut object = Object { attr, data: None, target: None };
-        match attr.kind {
-            FileKind::Directory => {
-                let limit =
-                    ListLimit { entries: 100, bytes: 1 << 16, entry_bytes: 32, with_attr: true };
-                for entry in fs.readdir(&caller, file, DirCookie(0), limit).await?.entries {
-                    if !matches!(&entry.name[..], b"." | b"..") {
-                        let attr = entry.attr.ok_or_else(|| {
-                            FsError::Corrupt(format!("{path}: an entry without an object"))
-                        })?;
-                        todo.push((
-                            format!("{path}/{}", String::from_utf8_lossy(&entry.name)),
-                            attr.file,
-                        ));
-                    }
-                }
-            }
-            FileKind::Regular => object.data = Some(content(fs, attr).await?),
-            FileKind::Symlink => object.target = Some(fs.readlink(&caller, file).await?.0.to_vec()),
-            _ => {}
-        }
-        found.insert(path, object);
-    }
+pub async fn walk(fs: &Fs, top: FileRef) -> Result<Tree, FsError> {
+    let mut found = files::tree(fs, top).await?;
+    let attr = fs.getattr(top).await?;
+    found.insert(String::new(), Object { attr, listed: None, content: Vec::new() });
     Ok(found)
-}
-
-pub async fn content(fs: &Fs, attr: Attr) -> Result<Vec<u8>, FsError> {
-    let mut data = Vec::new();
-    while (data.len() as u64) < attr.size {
-        let read = fs.read(&Caller::root(), attr.file, data.len() as u64, 1 << 20).await?;
-        if read.data.iter().all(bytes::Bytes::is_empty) {
-            return Err(FsError::Corrupt(format!(
-                "nothing is read at {} of {}",
-                data.len(),
-                attr.size
-            )));
-        }
-        read.data.iter().for_each(|part| data.extend_from_slice(part));
-    }
-    Ok(data)
 }
 
 /// The changes of a history that are there: the smallest and the largest number that agrees.
@@ -77,7 +29,7 @@ pub type Objects = BTreeMap<Id, (FileRef, Option<Vec<u8>>)>;
 /// Finds the state of a history that what is there may be of.
 pub fn judge(
     history: &History,
-    found: &Found,
+    found: &Tree,
     contract: Contract,
     death: Death,
 ) -> Result<(Verdict, Objects), String> {
@@ -98,7 +50,7 @@ pub fn judge(
     agreed.ok_or_else(|| format!("the tree is of no state since change {required}:{why}"))
 }
 
-fn paths(tree: &Tree) -> BTreeMap<String, Id> {
+fn paths(tree: &history::Tree) -> BTreeMap<String, Id> {
     let mut paths = BTreeMap::new();
     let mut todo = vec![(String::new(), TOP)];
     while let Some((path, id)) = todo.pop() {
@@ -113,7 +65,7 @@ fn paths(tree: &Tree) -> BTreeMap<String, Id> {
 fn agrees(
     history: &History,
     changes: usize,
-    found: &Found,
+    found: &Tree,
     contract: Contract,
     death: Death,
 ) -> Result<Objects, String> {
@@ -136,11 +88,12 @@ fn agrees(
             }
             continue;
         }
-        if let Some(data) = &there.data {
+        let data = (there.attr.kind == FileKind::Regular).then(|| there.content.clone());
+        if let Some(data) = &data {
             let content = history.content(*id, changes, contract, death);
             content.judge(data, RECORD).map_err(|what| format!("{path}: {what}"))?;
         }
-        objects.insert(*id, (file, there.data.clone()));
+        objects.insert(*id, (file, data));
     }
     let mut files: Vec<FileRef> = objects.values().map(|(file, _)| *file).collect();
     files.sort_by_key(|file| file.ino);
@@ -151,7 +104,7 @@ fn agrees(
     Ok(objects)
 }
 
-fn shape(tree: &Tree, id: Id, there: &Object) -> Result<(), String> {
+fn shape(tree: &history::Tree, id: Id, there: &Object) -> Result<(), String> {
     let object = &tree.objects[&id];
     let (kind, links, size) = match &object.kind {
         Kind::Dir(entries) => {
@@ -160,7 +113,7 @@ fn shape(tree: &Tree, id: Id, there: &Object) -> Result<(), String> {
         }
         Kind::File => (FileKind::Regular, tree.links(id), None),
         Kind::Link(target) => {
-            if there.target.as_deref() != Some(target.as_bytes()) {
+            if there.content != target.as_bytes() {
                 return Err("another target".to_owned());
             }
             (FileKind::Symlink, tree.links(id), None)

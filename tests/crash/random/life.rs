@@ -3,9 +3,9 @@
 use super::compare::{Verdict, in_order, judge, walk};
 use super::history::{Contract, Death, History, Step};
 use super::work::{Client, Stopped, Ticks, settle_in};
-use crate::fault::{Chances, FaultStore, quick};
-use crate::s3::{self, S3Server};
-use crate::volume::Dataset;
+use crate::support::fault::{Chances, FaultStore, quick};
+use crate::support::s3::{self, S3Server};
+use crate::support::volume::Dataset;
 use parking_lot::Mutex;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -194,7 +194,7 @@ impl World {
         if let Some(folder) = &journals {
             std::fs::create_dir_all(folder).expect("a folder");
         }
-        let bucket = Bucket::on(self.store.clone(), Default::default()).with_limits(quick());
+        let bucket = self.store.quick_bucket();
         self.dataset.reborn(bucket, journals.as_deref());
         if self.rng.random_bool(0.3) {
             self.faults(30);

@@ -16,10 +16,9 @@ mod history;
 mod life;
 mod work;
 
+use crate::support::run::{caught, concurrently, setting, size};
 use life::{Lies, Over, World};
-use std::panic::AssertUnwindSafe;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use zerofs_csi::fs::SyncMode;
 
 /// Processes that a dataset goes through.
@@ -27,9 +26,6 @@ const PROCESSES: usize = 20;
 /// On a server, where time is real.
 const PROCESSES_SERVED: usize = 8;
 const HISTORIES: u64 = 60;
-/// The machine's cores are shared with other tests.
-const LANES: usize = 2;
-const STACK_BYTES: usize = 16 << 20;
 
 /// Deaths, and how often a client was told of a call of another that was being waited for (R15).
 #[derive(Clone, Copy, Debug, Default)]
@@ -40,52 +36,25 @@ struct Met {
 
 /// Plays one dataset's history. Answers what it met, or what was wrong.
 fn play(seed: u64, lies: Lies, over: Over) -> Result<Met, String> {
-    let played = std::panic::catch_unwind(AssertUnwindSafe(|| {
+    caught(|| {
         let mut world = World::new(seed, lies, over);
         for _ in 0..if over == Over::Server { PROCESSES_SERVED } else { PROCESSES } {
             world.process()?;
         }
         world.finish().map(|()| Met { deaths: world.deaths, seen: world.seen() })
-    }));
-    let text = |panic: Box<dyn std::any::Any + Send>| match panic.downcast::<String>() {
-        Ok(text) => *text,
-        Err(panic) => panic
-            .downcast::<&str>()
-            .map_or_else(|_| "a panic".to_owned(), |text| (*text).to_owned()),
-    };
-    played.unwrap_or_else(|panic| Err(text(panic)))
+    })
 }
 
-/// Plays many histories, a few at a time. Answers what they met, and what was wrong by seed.
-fn play_all(seeds: &[u64], lies: Lies, over: Over) -> (Met, Vec<(u64, String)>) {
-    let (next, all, wrong) =
-        (AtomicUsize::new(0), Mutex::new(Met::default()), Mutex::new(Vec::new()));
-    std::thread::scope(|threads| {
-        for lane in 0..LANES {
-            let lane =
-                std::thread::Builder::new().name(format!("lane {lane}")).stack_size(STACK_BYTES);
-            let work = || {
-                while let Some(seed) = seeds.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    match play(*seed, lies, over) {
-                        Ok(met) => {
-                            let mut all = all.lock().unwrap();
-                            *all =
-                                Met { deaths: all.deaths + met.deaths, seen: all.seen + met.seen };
-                        }
-                        Err(what) => wrong.lock().unwrap().push((*seed, what)),
-                    }
-                }
-            };
-            lane.spawn_scoped(threads, work).unwrap();
-        }
+/// Plays many histories, a few at a time. Answers what they met, and what was wrong.
+fn play_all(seeds: &[u64], lies: Lies, over: Over) -> (Met, Vec<String>) {
+    let all = Mutex::new(Met::default());
+    let wrong = concurrently(seeds, |seed| {
+        let met = play(*seed, lies, over).map_err(|what| format!("CRASH_SEED={seed}: {what}"))?;
+        let mut all = all.lock().unwrap();
+        *all = Met { deaths: all.deaths + met.deaths, seen: all.seen + met.seen };
+        Ok(())
     });
-    (all.into_inner().unwrap(), wrong.into_inner().unwrap())
-}
-
-fn setting(name: &str) -> Option<u64> {
-    std::env::var(name)
-        .ok()
-        .map(|text| text.parse().unwrap_or_else(|_| panic!("{name} must be a number")))
+    (all.into_inner().unwrap(), wrong)
 }
 
 #[test]
@@ -93,15 +62,13 @@ fn random_deaths_lose_nothing_that_was_promised() {
     let first = setting("CRASH_SEED").unwrap_or_else(|| rand::random::<u64>() >> 16);
     let histories = match setting("CRASH_SEED") {
         Some(_) => 1,
-        None => setting("CRASH_HISTORIES").unwrap_or(HISTORIES * crate::size()),
+        None => setting("CRASH_HISTORIES").unwrap_or(HISTORIES * size()),
     };
     let seeds: Vec<u64> = (first..first + histories).collect();
     println!("seeds {first} to {}", first + histories - 1);
     let (Met { deaths, seen }, wrong) = play_all(&seeds, Lies::default(), Over::Memory);
     println!("{deaths} deaths; {seen} calls were seen done while they were waited for");
-    for (seed, what) in &wrong {
-        println!("CRASH_SEED={seed}: {what}\n");
-    }
+    println!("{}", wrong.join("\n\n"));
     assert!(wrong.is_empty(), "{} of {histories} histories", wrong.len());
     assert!(histories < HISTORIES || deaths >= 1000, "{deaths} deaths");
     assert!(histories < HISTORIES || seen > 0, "nobody looks while others wait");
@@ -112,14 +79,12 @@ fn random_deaths_lose_nothing_that_was_promised() {
 #[test]
 fn random_deaths_on_an_s3_server_lose_nothing_that_was_promised() {
     let first = setting("CRASH_SEED").unwrap_or_else(|| rand::random::<u64>() >> 16);
-    let histories = setting("CRASH_SEED").map_or(4 * crate::size(), |_| 1);
+    let histories = setting("CRASH_SEED").map_or(4 * size(), |_| 1);
     let seeds: Vec<u64> = (first..first + histories).collect();
     println!("seeds {first} to {}", first + histories - 1);
     let (Met { deaths, .. }, wrong) = play_all(&seeds, Lies::default(), Over::Server);
     println!("{deaths} deaths");
-    for (seed, what) in &wrong {
-        println!("CRASH_SEED={seed}: {what}\n");
-    }
+    println!("{}", wrong.join("\n\n"));
     assert!(wrong.is_empty() && deaths > 0, "{} of {histories} histories", wrong.len());
 }
 

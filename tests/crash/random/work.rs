@@ -2,6 +2,7 @@
 //! does.
 
 use super::history::{Act, History, Id, Kind, Name, Step, What};
+use crate::support::files;
 use parking_lot::Mutex;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -10,7 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use zerofs_csi::fs::api::*;
 use zerofs_csi::fs::{Fs, FsError};
-use zerofs_csi::types::{Class, Classify, EntryName, Timestamp};
+use zerofs_csi::types::{Class, Classify, Timestamp};
 
 const NAMES: [Name; 5] = ["a", "b", "c", "d", "e"];
 const DIRS_MAX: usize = 4;
@@ -44,10 +45,6 @@ pub enum Stopped {
     Lost,
     /// The client got an answer that cannot be right.
     Wrong(String),
-}
-
-fn entry(name: Name) -> EntryName {
-    EntryName::try_from(name.as_bytes()).expect("a name")
 }
 
 fn mode(mode: u32) -> SetAttr {
@@ -159,7 +156,7 @@ impl Client {
         let both = |(from, to): (Change, Change)| Answer::of([from.after, to.after]);
         Ok(match act {
             Act::Make { dir, name, id, what } => {
-                let (dir, name) = (self.file(*dir), entry(name));
+                let (dir, name) = (self.file(*dir), files::name(name));
                 Answer::made(&match what {
                     What::Guarded(bits) => {
                         fs.create(&caller, dir, &name, CreateHow::Guarded(mode(*bits))).await?
@@ -181,18 +178,18 @@ impl Client {
                 })
             }
             Act::Remove { dir, name } => {
-                Answer::of([fs.remove(&caller, self.file(*dir), &entry(name)).await?.after])
+                Answer::of([fs.remove(&caller, self.file(*dir), &files::name(name)).await?.after])
             }
             Act::Rmdir { dir, name } => {
-                Answer::of([fs.rmdir(&caller, self.file(*dir), &entry(name)).await?.after])
+                Answer::of([fs.rmdir(&caller, self.file(*dir), &files::name(name)).await?.after])
             }
             Act::Rename { from, to } => {
-                let (a, b) = (entry(from.1), entry(to.1));
+                let (a, b) = (files::name(from.1), files::name(to.1));
                 both(fs.rename(&caller, (self.file(from.0), &a), (self.file(to.0), &b)).await?)
             }
             Act::Link { file, dir, name } => {
                 let (attr, dir) =
-                    fs.link(&caller, self.file(*file), self.file(*dir), &entry(name)).await?;
+                    fs.link(&caller, self.file(*file), self.file(*dir), &files::name(name)).await?;
                 Answer::of([attr, dir.after])
             }
             Act::Mode { id, mode: bits } => {
@@ -206,7 +203,7 @@ impl Client {
                             .create(
                                 &caller,
                                 self.file(*dir),
-                                &entry(name),
+                                &files::name(name),
                                 CreateHow::Unchecked(set),
                             )
                             .await?;
@@ -302,11 +299,7 @@ impl Client {
                 n => files[rng.random_range(0..n)],
             }
         };
-        let read = async {
-            let attr = fs.getattr(self.file(file)).await?;
-            super::compare::content(fs, attr).await
-        };
-        match read.await {
+        match files::try_read(fs, self.file(file)).await {
             Ok(data) if data == self.history.lock().data[&file] => Ok(()),
             Ok(data) => Err(Stopped::Wrong(format!(
                 "file {file} reads as {} bytes that were not written so",
@@ -487,7 +480,7 @@ fn write(rng: &mut StdRng, file: Id) -> Option<Act> {
 
 /// The client's directory is made, in the store.
 pub async fn settle_in(fs: &Fs, number: u64) -> Result<FileRef, FsError> {
-    let name = EntryName::try_from(format!("client {number}").as_bytes()).expect("a name");
+    let name = files::name(&format!("client {number}"));
     let made = fs.mkdir(&Caller::root(), fs.root(), &name, mode(0o755)).await?.attr.file;
     fs.sync().await.map(|()| made)
 }

@@ -3,8 +3,10 @@
 //! ```text
 //! let store = FaultStore::over(Arc::new(InMemory::new()));
 //! store.script(Rule::on(Op::PutNew).at("datasets/").skip(1).times(1).then(Fault::LostAck));
-//! let bucket = Bucket::on(store.clone(), Path::default()).with_limits(quick());
+//! let bucket = store.quick_bucket();
 //! ```
+
+mod rules;
 
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
@@ -16,13 +18,15 @@ use object_store::{
     ObjectMeta, ObjectStore, PutMode, PutMultipartOptions, PutOptions, PutPayload, PutResult,
     Result, UploadPart,
 };
+use rand::SeedableRng;
 use rand::rngs::StdRng;
-use rand::{Rng, SeedableRng};
+pub use rules::{Chances, Fault, Op, Rule};
+use rules::{drawn, scripted};
 use std::fmt;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
-use zerofs_csi::bucket::Limits;
+use zerofs_csi::bucket::{Bucket, Limits};
 
 /// Limits for tests: failures end soon.
 pub fn quick() -> Limits {
@@ -33,108 +37,6 @@ pub fn quick() -> Limits {
         pause_max: Duration::from_millis(10),
         ..Limits::default()
     }
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Op {
-    Get,
-    Put,
-    /// A conditional put.
-    PutNew,
-    List,
-    Delete,
-}
-
-impl Op {
-    fn mutates(self) -> bool {
-        matches!(self, Self::Put | Self::PutNew | Self::Delete)
-    }
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fault {
-    /// An error, and nothing was done.
-    Before,
-    /// The request is done, and its answer is an error.
-    LostAck,
-    /// The request is done after a while. For a put that nobody waits for by then, see
-    /// [`FaultStore::arrive`].
-    Delay(Duration),
-    /// A put is answered and not done: what no store may do, for tests of tests.
-    Lie,
-    /// The request is never answered; nothing was done.
-    Hang,
-    /// A read brings this many bytes less.
-    Truncate(usize),
-    /// A read brings one bit (counted from the first) changed; counted round if there are fewer.
-    FlipBit(usize),
-    /// The store asks to be asked less: S3's 503 Slow Down.
-    Throttled,
-    /// The store forbids it.
-    Denied,
-    /// The store says that the object is not there.
-    Absent,
-}
-
-/// A fault and the requests that it applies to.
-#[derive(Clone, Debug)]
-pub struct Rule {
-    op: Option<Op>,
-    key: String,
-    skip: usize,
-    times: usize,
-    fault: Fault,
-}
-
-impl Rule {
-    /// Every request of a kind.
-    pub fn on(op: Op) -> Self {
-        Self { op: Some(op), key: String::new(), skip: 0, times: usize::MAX, fault: Fault::Before }
-    }
-
-    pub fn any() -> Self {
-        Self { op: None, ..Self::on(Op::Get) }
-    }
-
-    /// Only those whose key contains this.
-    #[must_use]
-    pub fn at(mut self, key: &str) -> Self {
-        key.clone_into(&mut self.key);
-        self
-    }
-
-    /// Not the first N.
-    #[must_use]
-    pub fn skip(mut self, n: usize) -> Self {
-        self.skip = n;
-        self
-    }
-
-    #[must_use]
-    pub fn times(mut self, n: usize) -> Self {
-        self.times = n;
-        self
-    }
-
-    #[must_use]
-    pub fn then(mut self, fault: Fault) -> Self {
-        self.fault = fault;
-        self
-    }
-}
-
-/// Chances of random faults, each in 1,000 requests that it can befall.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Chances {
-    pub before: u32,
-    pub lost_ack: u32,
-    pub truncate: u32,
-    pub flip_bit: u32,
-    /// A pause of up to `delay_max`, so that requests overtake each other.
-    pub delay: u32,
-    /// Puts that are answered and not done.
-    pub lie: u32,
-    pub delay_max: Duration,
 }
 
 #[derive(Default)]
@@ -168,6 +70,16 @@ impl FaultStore {
 
     pub fn memory() -> Arc<Self> {
         Self::over(Arc::new(object_store::memory::InMemory::new()))
+    }
+
+    /// A bucket on this store, with the limits of production.
+    pub fn bucket(self: &Arc<Self>) -> Bucket {
+        Bucket::on(self.clone(), Path::default())
+    }
+
+    /// A bucket on this store whose failures end soon.
+    pub fn quick_bucket(self: &Arc<Self>) -> Bucket {
+        self.bucket().with_limits(quick())
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -314,43 +226,6 @@ impl FaultStore {
         };
         (result, fault)
     }
-}
-
-fn scripted(rules: &mut [Rule], op: Op, key: &str) -> Option<Fault> {
-    for rule in rules {
-        if rule.op.is_some_and(|o| o != op) || !key.contains(&rule.key) || rule.times == 0 {
-            continue;
-        }
-        if rule.skip > 0 {
-            rule.skip -= 1;
-            continue;
-        }
-        rule.times -= 1;
-        return Some(rule.fault);
-    }
-    None
-}
-
-fn drawn(random: Option<&mut (StdRng, Chances)>, op: Op) -> Option<Fault> {
-    let (rng, chances) = random?;
-    let mut hit = |chance: u32| rng.random_range(0..1000) < chance;
-    if hit(chances.before) {
-        return Some(Fault::Before);
-    }
-    if matches!(op, Op::Put | Op::PutNew) && hit(chances.lie) {
-        return Some(Fault::Lie);
-    }
-    if op.mutates() && hit(chances.lost_ack) {
-        return Some(Fault::LostAck);
-    }
-    if op == Op::Get && hit(chances.truncate) {
-        return Some(Fault::Truncate(1));
-    }
-    if op == Op::Get && hit(chances.flip_bit) {
-        return Some(Fault::FlipBit(rng.random_range(0..1 << 20)));
-    }
-    let delays = hit(chances.delay);
-    delays.then(|| Fault::Delay(chances.delay_max.mul_f64(rng.random_range(0.0..1.0))))
 }
 
 fn failed(when: &str) -> Error {

@@ -1,6 +1,8 @@
 //! A whole driver in this process: the real services on a real socket, over a pool in a folder,
-//! with a mounter that mounts nothing.
+//! with a mounter that mounts nothing, or speaks MOUNT as the kernel does.
 
+use super::world::World;
+use parking_lot::Mutex;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,6 +14,8 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::{Channel, Endpoint, Uri};
 use tonic::{Code, Response, Status};
 use zerofs_csi::app::{self, Config, ServeOptions};
+use zerofs_csi::bucket::{Bucket, Credentials as Keys, Folder, Limits};
+use zerofs_csi::catalog::{Catalog, RevocationReason};
 use zerofs_csi::csi::proto::v1::controller_client::ControllerClient;
 use zerofs_csi::csi::proto::v1::group_controller_client::GroupControllerClient;
 use zerofs_csi::csi::proto::v1::identity_client::IdentityClient;
@@ -19,8 +23,9 @@ use zerofs_csi::csi::proto::v1::node_client::NodeClient;
 use zerofs_csi::csi::proto::v1::volume_capability::access_mode::Mode;
 use zerofs_csi::csi::proto::v1::volume_capability::{AccessMode, AccessType, MountVolume};
 use zerofs_csi::csi::proto::v1::*;
-use zerofs_csi::mount::FakeMounter;
+use zerofs_csi::mount::{FakeMounter, MountError, NfsMount};
 use zerofs_csi::nfs::Peers;
+use zerofs_csi::nfs::client::{Client, Credentials, FileHandle};
 
 pub const GIB: i64 = 1 << 30;
 
@@ -96,7 +101,7 @@ impl Driver {
         let task = runtime.spawn({
             let (mounter, stop) = (mounter.clone(), stop.clone());
             async move {
-                let ready = parking_lot::Mutex::new(Some(ready));
+                let ready = Mutex::new(Some(ready));
                 let tell = move |line: String| {
                     let _ = ready.lock().take().map(|ready| ready.send(line));
                 };
@@ -280,4 +285,50 @@ pub fn refused<T: std::fmt::Debug>(answer: Result<T, Status>, code: Code, needle
         status.code(),
         status.message()
     );
+}
+
+/// The catalog of the pool of a folder.
+pub async fn catalog(dir: &TempDir) -> Catalog {
+    let url = format!("file://{}", dir.path().join("pool").display()).parse().unwrap();
+    let bucket =
+        Bucket::open(&url, &Keys::default(), Folder::MustExist, Limits::default()).unwrap();
+    Catalog::open(bucket, None).await.unwrap()
+}
+
+/// Like a controller that sees the node tainted out-of-service.
+pub async fn revoke(dir: &TempDir, id: &str) {
+    let world = World::builder("controller-1").on(catalog(dir).await);
+    world.revoke(id.parse().unwrap(), RevocationReason::OutOfService).await;
+}
+
+/// The state that the kernel's client keeps of a mount.
+#[derive(Clone)]
+pub struct Mounted {
+    pub what: NfsMount,
+    pub root: FileHandle,
+}
+
+pub type LastMount = Arc<Mutex<Option<Mounted>>>;
+
+/// A mounter that speaks MOUNT as the kernel does; what came of it last.
+pub fn mounter() -> (FakeMounter, LastMount) {
+    let last = LastMount::default();
+    let keep = last.clone();
+    let mounter = FakeMounter::with(move |what, target| {
+        let keep = keep.clone();
+        Box::pin(async move {
+            let mounted = async {
+                let client = Client::connect(what.endpoint, &Credentials::root()).await?;
+                client.mount(&what.export).await
+            };
+            let root = mounted.await.map_err(|error| MountError::Kernel {
+                path: target,
+                doing: "mounting",
+                why: error.to_string(),
+            })?;
+            *keep.lock() = Some(Mounted { what, root });
+            Ok(())
+        })
+    });
+    (mounter, last)
 }

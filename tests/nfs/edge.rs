@@ -1,6 +1,6 @@
 //! A server over a file system in memory, and clients of it.
 
-use crate::memfs::MemFs;
+use crate::support::memfs::MemFs;
 use std::sync::Arc;
 use tokio::net::TcpListener;
 use zerofs_csi::fs::api::*;
