@@ -70,25 +70,12 @@ pub const FIRST: (NameHash, u16) = (NameHash(0), 0);
 
 /// The position of the first entry after a cookie; `None` for a cookie that was never returned.
 pub fn position_after(after: DirCookie) -> Option<(NameHash, u16)> {
-    let position = position(after)?;
-    Some((NameHash(position >> 16), (position & 0xffff) as u16))
-}
-
-/// The first entry after a cookie, as its key; `None` for a cookie that was never returned.
-pub fn dir_after(dir: InodeNo, after: DirCookie) -> Option<Bytes> {
-    position(after).map(|position| dir_position(dir, position))
-}
-
-fn position(after: DirCookie) -> Option<u64> {
     let position = match after.0 {
         0..COOKIE_BASE => 0,
         given => given.checked_sub(COOKIE_BASE)?.checked_add(1)?,
     };
-    (position <= 1 << 63).then_some(position)
-}
-
-fn dir_position(dir: InodeNo, position: u64) -> Bytes {
-    build(b'D', &[&dir.0.to_be_bytes(), &position.to_be_bytes()])
+    let is_one = position <= 1 << 63;
+    is_one.then_some((NameHash(position >> 16), (position & 0xffff) as u16))
 }
 
 fn build(tag: u8, parts: &[&[u8]]) -> Bytes {
@@ -115,7 +102,8 @@ pub fn inode(ino: InodeNo) -> Bytes {
 }
 
 pub fn dir_entry(dir: InodeNo, hash: NameHash, n: u16) -> Bytes {
-    dir_position(dir, (hash.0 << 16) | u64::from(n))
+    let position = (hash.0 << 16) | u64::from(n);
+    build(b'D', &[&dir.0.to_be_bytes(), &position.to_be_bytes()])
 }
 
 /// All entries of a directory.
@@ -223,16 +211,12 @@ mod tests {
     #[test]
     fn a_cookie_continues_after_its_entry() {
         let hash = NameHash::of(&[1; 16], b"name");
-        let after = dir_after(InodeNo(7), cookie(hash, 5)).unwrap();
-        assert!(after > dir_entry(InodeNo(7), hash, 5));
-        assert_eq!(after, dir_entry(InodeNo(7), hash, 6));
+        assert_eq!(position_after(cookie(hash, 5)), Some((hash, 6)));
+        assert!(dir_entry(InodeNo(7), hash, 6) > dir_entry(InodeNo(7), hash, 5));
         for before in [DirCookie(2), COOKIE_SNAPSHOTS] {
-            assert_eq!(
-                dir_after(InodeNo(7), before).unwrap(),
-                dir_entry(InodeNo(7), NameHash(0), 0)
-            );
+            assert_eq!(position_after(before), Some(FIRST));
         }
-        assert!(dir_after(InodeNo(7), cookie(NameHash((1 << 47) - 1), u16::MAX)).is_some());
-        assert_eq!(dir_after(InodeNo(7), DirCookie(u64::MAX)), None);
+        assert!(position_after(cookie(NameHash((1 << 47) - 1), u16::MAX)).is_some());
+        assert_eq!(position_after(DirCookie(u64::MAX)), None);
     }
 }

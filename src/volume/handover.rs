@@ -8,13 +8,16 @@
 
 use super::VolumeError;
 use super::entry::VolumeEntry;
-use super::volumes::{CLOSES_AT_ONCE, Volumes};
+use super::volumes::Volumes;
 use crate::types::DatasetId;
 use futures::StreamExt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::time::Instant;
+
+/// Volumes flushed at once before a hand-over.
+const FLUSHES_AT_ONCE: usize = 8;
 
 impl Volumes {
     /// Flushes every volume so that the next opening is fast, while all go on serving.
@@ -27,7 +30,7 @@ impl Volumes {
             volume.fs.prepare_handover().await.map_err(|source| VolumeError::Fs { dataset, source })
         });
         let results: Vec<_> =
-            futures::stream::iter(all).buffer_unordered(CLOSES_AT_ONCE).collect().await;
+            futures::stream::iter(all).buffer_unordered(FLUSHES_AT_ONCE).collect().await;
         results.into_iter().collect()
     }
 

@@ -12,7 +12,6 @@ use crate::catalog::{Catalog, Dataset, Owner};
 use crate::chunk::ChunkStore;
 use crate::fs::{Fs, FsError};
 use crate::types::{ClaimId, DatasetId, FamilyId, JournalDirId, PoolId, SessionId};
-use futures::StreamExt;
 use parking_lot::Mutex;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -20,8 +19,6 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::sync::{Notify, broadcast, oneshot};
 
-/// Volumes closed at once by [`Volumes::close_all`].
-pub(super) const CLOSES_AT_ONCE: usize = 8;
 /// Reports of lost volumes that are buffered for a slow listener.
 const LOST_QUEUED: usize = 256;
 /// The time limit for the tasks of a failed file system to end.
@@ -308,15 +305,6 @@ impl Volumes {
             Some(volume) => volume.fs.set_properties(&fs_properties(dataset)).await,
             None => Ok(()),
         }
-    }
-
-    /// Closes all volumes. The first failure, after all were tried.
-    pub async fn close_all(&self) -> Result<(), VolumeError> {
-        let ids: Vec<DatasetId> = self.inner.entries.lock().keys().copied().collect();
-        let closes =
-            futures::stream::iter(ids).map(|id| self.close(id)).buffer_unordered(CLOSES_AT_ONCE);
-        let results: Vec<_> = closes.collect().await;
-        results.into_iter().collect()
     }
 
     pub(super) fn find(&self, dataset: DatasetId) -> Option<Arc<VolumeEntry>> {

@@ -42,18 +42,6 @@ impl Client {
         }
     }
 
-    /// Takes a read-only snapshot of a dataset's current state.
-    pub async fn take_snapshot(
-        &self,
-        pool: &str,
-        dataset: &str,
-        snapshot: &str,
-    ) -> Result<Snapshot, ClientError> {
-        let [pool, dataset, snapshot] = [pool, dataset, snapshot].map(str::to_owned);
-        let request = CreateSnapshotRequest { pool, dataset, snapshot, writable: false };
-        self.create_snapshot(request).await
-    }
-
     /// Changes properties of a dataset, at once where it is open.
     pub async fn set_properties(
         &self,

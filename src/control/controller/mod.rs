@@ -145,14 +145,15 @@ impl Controller {
     }
 
     /// Sets the longest time, of [`FREEZE_MAX`] at most, that a group snapshot keeps changes
-    /// waiting.
+    /// waiting. Tests of owners that do not answer set it: it is no option of the program.
     #[must_use]
     pub fn with_freeze_limit(mut self, limit: Duration) -> Self {
         self.freeze_limit = limit;
         self
     }
 
-    /// Sets the thresholds for rewriting packs.
+    /// Sets the thresholds for rewriting packs. Tests set it, whose packs are small: it is no option
+    /// of the program.
     #[must_use]
     pub fn with_rewrite_threshold(mut self, threshold: RewriteThreshold) -> Self {
         self.threshold = threshold;

@@ -36,22 +36,9 @@ pub enum ReleaseMode {
 }
 
 impl Controller {
-    /// Revokes the claim of the volume's owner: it must release the volume, and other nodes may
-    /// take it once it must have done so. Returns at once, with the name of that node. Not owned
-    /// counts as revoked.
-    pub async fn revoke_volume(
-        &self,
-        volume: VolumeHandle,
-        why: RevocationReason,
-    ) -> Result<Option<String>, ControlError> {
-        let (pool, dataset) = self.dataset_to_release(volume).await?;
-        let Some(owner) = owner_of(&dataset) else { return Ok(None) };
-        self.revoke(pool, &dataset, owner, why).await?;
-        Ok(Some(owner.node.clone()))
-    }
-
-    /// As [`Self::revoke_volume`], if the record is still of this claim. Returns whether it was not
-    /// revoked before.
+    /// Revokes a claim, if the record is still of it: its node must release the volume, and other
+    /// nodes may take it once it must have done so. Returns at once, whether it was not revoked
+    /// before.
     pub async fn revoke_claim(
         &self,
         volume: VolumeHandle,

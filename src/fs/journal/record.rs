@@ -39,6 +39,7 @@ pub struct RecordRef<'a> {
     pub fs_group: Option<u32>,
 }
 
+#[cfg(test)]
 impl Record {
     pub fn borrowed(&self) -> RecordRef<'_> {
         let Self { seq, next_inode, next_data, rows, refs, inodes, allocated, fs_group } = self;

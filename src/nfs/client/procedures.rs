@@ -374,7 +374,7 @@ impl Client {
         self.call(MOUNT_PROGRAM, 3, write).await.map(drop)
     }
 
-    /// MOUNT's UMNTALL.
+    /// MOUNT's UMNTALL, which the server must answer though nothing of ours calls it.
     pub async fn unmount_all(&self) -> Result<()> {
         self.call(MOUNT_PROGRAM, 4, |_| {}).await.map(drop)
     }
