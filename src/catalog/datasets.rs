@@ -1,7 +1,9 @@
 //! Datasets: one chain for each name; a dataset that is created again has another incarnation (R2).
+//! A dataset that has been renamed keeps the chain of its first name ([`super::rename`]).
 
 use super::chain::{Chain, Versioned};
 use super::change::Removable;
+use super::rename::{Slot, dataset_in, slot_of, taken};
 use super::{Catalog, CatalogError, Dataset, State};
 use crate::types::{DatasetId, DatasetName, NameKey};
 
@@ -10,11 +12,11 @@ impl Catalog {
         self.chain(format!("datasets/{key}"), what)
     }
 
-    fn dataset_by_name(&self, name: &DatasetName) -> Chain<'_> {
-        self.dataset_chain(NameKey::of("dataset", name.as_str()), format!("dataset {name}"))
+    pub(super) fn dataset_by_name(&self, name: &DatasetName) -> Chain<'_> {
+        self.dataset_chain(Dataset::key_of(name), format!("dataset {name}"))
     }
 
-    fn dataset_of(&self, id: DatasetId) -> Chain<'_> {
+    pub(super) fn dataset_of(&self, id: DatasetId) -> Chain<'_> {
         self.dataset_chain(id.key, format!("dataset {id}"))
     }
 
@@ -23,7 +25,13 @@ impl Catalog {
         &self,
         name: &DatasetName,
     ) -> Result<Option<Versioned<Dataset>>, CatalogError> {
-        let found = self.dataset_by_name(name).newest::<Dataset>().await?.live();
+        let Some(at) = self.dataset_by_name(name).newest::<Slot>().await?.live() else {
+            return Ok(None);
+        };
+        let found = match &at.record {
+            Slot::Dataset(dataset) if dataset.name == *name => dataset_in(at),
+            slot => self.by_alias(slot, name).await?,
+        };
         Ok(found.filter(|at| at.record.state != State::Dead))
     }
 
@@ -32,7 +40,7 @@ impl Catalog {
         &self,
         id: DatasetId,
     ) -> Result<Option<Versioned<Dataset>>, CatalogError> {
-        let found = self.dataset_of(id).newest::<Dataset>().await?.live();
+        let found = self.dataset_of(id).newest::<Slot>().await?.live().and_then(dataset_in);
         if found.is_none() {
             self.confirm().await?;
         }
@@ -41,7 +49,8 @@ impl Catalog {
 
     /// All datasets in any state, in the order of their keys.
     pub async fn datasets(&self) -> Result<Vec<Versioned<Dataset>>, CatalogError> {
-        self.all("datasets", "dataset").await
+        let slots = self.all::<Slot>("datasets", "dataset").await?;
+        Ok(slots.into_iter().filter_map(dataset_in).collect())
     }
 
     /// Writes the first version of a dataset's record.
@@ -53,18 +62,17 @@ impl Catalog {
         &self,
         dataset: Dataset,
     ) -> Result<Versioned<Dataset>, CatalogError> {
-        let chain = self.dataset_by_name(&dataset.name);
-        chain
-            .insert(dataset, |there| match there.state {
-                State::Dead => Err(CatalogError::InProgress {
-                    what: format!("the removal of dataset {}", there.name),
-                }),
-                _ => Err(CatalogError::Exists {
-                    what: format!("dataset {}", there.name),
-                    why: format!("it is {}", there.id()),
-                }),
-            })
-            .await
+        let (name, id) = (dataset.name.clone(), dataset.id());
+        let chain = self.dataset_by_name(&name);
+        let newest = chain.newest::<Slot>().await?;
+        let former = self.free_slot(&newest, &name, id).await?;
+        let over = |there: &Slot| match there {
+            Slot::Alias(found) if Some(found.alias) == former => Ok(()),
+            Slot::Alias(_) => Err(chain.contended()),
+            Slot::Dataset(there) => Err(taken(&name, there)),
+        };
+        let inserted = chain.insert_after(newest, Slot::Dataset(Box::new(dataset)), over).await?;
+        dataset_in(inserted).ok_or_else(|| chain.contended())
     }
 
     /// Compare-and-swap: fails with `Contended` when it is no longer the newest. On success `at` is
@@ -74,7 +82,7 @@ impl Catalog {
         at: &mut Versioned<Dataset>,
         next: Dataset,
     ) -> Result<(), CatalogError> {
-        self.dataset_by_name(&at.record.name).swap(at, next).await
+        self.dataset_of(at.record.id()).swap(at, next).await
     }
 
     /// Reads, changes and swaps; retried a bounded number of times while others change it. `change`
@@ -85,11 +93,8 @@ impl Catalog {
         mut change: impl FnMut(&mut Dataset) -> Result<(), CatalogError> + Send,
     ) -> Result<Versioned<Dataset>, CatalogError> {
         let chain = self.dataset_of(id);
-        let changed = chain.update(|dataset| {
-            is_this(dataset, id)?;
-            change(dataset)
-        });
-        self.or_confirm(changed.await).await
+        let changed = chain.update(|slot| change(this(slot, id)?)).await;
+        in_slot(self.or_confirm(changed).await?, id)
     }
 
     /// As [`Self::update_dataset`], where the caller has just read the record: one request less.
@@ -100,11 +105,9 @@ impl Catalog {
     ) -> Result<Versioned<Dataset>, CatalogError> {
         let id = at.record.id();
         let chain = self.dataset_of(id);
-        let changed = chain.update_from(at, |dataset| {
-            is_this(dataset, id)?;
-            change(dataset)
-        });
-        self.or_confirm(changed.await).await
+        let at = slot_of(at.clone());
+        let changed = chain.update_from(&at, |slot| change(this(slot, id)?)).await;
+        in_slot(self.or_confirm(changed).await?, id)
     }
 
     /// `NotFound` is only believed while the pool is there.
@@ -115,22 +118,38 @@ impl Catalog {
         changed
     }
 
-    /// Removes a `Dead` record: its name is free then.
+    /// Removes a `Dead` record: its name is free then. [`Self::release_name`] comes first.
     pub async fn remove_dataset(&self, id: DatasetId) -> Result<(), CatalogError> {
-        let judge = |dataset: &Dataset| match dataset.state {
-            _ if dataset.incarnation != id.incarnation => Ok(Removable::Another),
-            State::Dead => Ok(Removable::This),
-            _ => Err(not_dead(format!("dataset {}", dataset.name))),
+        let chain = self.dataset_of(id);
+        let judge = |slot: &Slot| match slot {
+            Slot::Dataset(dataset) if dataset.incarnation == id.incarnation => {
+                match dataset.state {
+                    // Another dataset has just got the name.
+                    State::Dead if dataset.naming.alias.is_some() => Err(chain.contended()),
+                    State::Dead => Ok(Removable::This),
+                    _ => Err(not_dead(format!("dataset {}", dataset.name))),
+                }
+            }
+            _ => Ok(Removable::Another),
         };
-        self.dataset_of(id).remove(judge).await
+        chain.remove(judge).await
     }
 }
 
-fn is_this(dataset: &Dataset, id: DatasetId) -> Result<(), CatalogError> {
-    match dataset.incarnation == id.incarnation {
-        true => Ok(()),
-        false => Err(CatalogError::NotFound { what: format!("dataset {id}") }),
+/// The dataset of that id in a slot.
+pub(super) fn this(slot: &mut Slot, id: DatasetId) -> Result<&mut Dataset, CatalogError> {
+    match slot {
+        Slot::Dataset(dataset) if dataset.incarnation == id.incarnation => Ok(dataset),
+        _ => Err(absent(id)),
     }
+}
+
+fn in_slot(at: Versioned<Slot>, id: DatasetId) -> Result<Versioned<Dataset>, CatalogError> {
+    dataset_in(at).ok_or_else(|| absent(id))
+}
+
+fn absent(id: DatasetId) -> CatalogError {
+    CatalogError::NotFound { what: format!("dataset {id}") }
 }
 
 /// A record that is not dead may have an effect that must be removed first (R3).

@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! pool/<version>                                                 the pool: id, features, key
-//! datasets/<name key>/<version>                                  a dataset
+//! datasets/<name key>/<version>                                  a dataset, or an alias
 //! snapshots/<dataset incarnation>/<snapshot name key>/<version>  a snapshot
 //! names/snapshot/<name key>/<version>                            which snapshot has a CSI name
 //! names/group/<name key>/<version>                               a group snapshot
@@ -46,6 +46,7 @@ mod policies;
 mod pool;
 mod readers;
 mod record;
+mod rename;
 mod snapshots;
 
 pub use crate::crypto::Secret;

@@ -153,6 +153,7 @@ impl Owner {
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Dataset {
+    /// Its present name.
     pub name: DatasetName,
     pub incarnation: Incarnation,
     pub family: FamilyId,
@@ -190,6 +191,43 @@ pub struct Dataset {
     /// An inline volume of one pod: its node deletes it when the pod goes.
     #[serde(default, skip_serializing_if = "is_default")]
     pub ephemeral: bool,
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub naming: Box<Naming>,
+}
+
+/// The state of a dataset that is renamed, or was, see [`super::rename`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Naming {
+    /// The key of its first name, which stays part of its id. `None`: it has that name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<NameKey>,
+    /// The rename in progress.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub intent: Option<RenameIntent>,
+    /// The dataset that has this one's first name since this one has another.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub alias: Option<Alias>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RenameIntent {
+    pub name: DatasetName,
+    /// Fresh for each attempt, so that an earlier one cannot complete.
+    pub attempt: Incarnation,
+}
+
+/// The dataset that a name finds away from the name's own key. It counts only while the dataset has
+/// that name, or is being renamed to it by that attempt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Alias {
+    pub dataset: DatasetId,
+    pub attempt: Incarnation,
+}
+
+/// The chain of a name that no dataset has or had first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AliasRecord {
+    pub alias: Alias,
 }
 
 /// The location of a dataset's content.
@@ -205,8 +243,15 @@ pub enum Form {
 }
 
 impl Dataset {
+    /// The key by which a name finds a dataset.
+    pub fn key_of(name: &DatasetName) -> NameKey {
+        NameKey::of("dataset", name.as_str())
+    }
+
+    /// Its id, which a rename does not change.
     pub fn id(&self) -> DatasetId {
-        DatasetId { key: NameKey::of("dataset", self.name.as_str()), incarnation: self.incarnation }
+        let key = self.naming.key.unwrap_or_else(|| Self::key_of(&self.name));
+        DatasetId { key, incarnation: self.incarnation }
     }
 
     /// Returns whether several nodes may have it mounted at a time, one of which owns it.

@@ -41,6 +41,9 @@ pub fn run(command: DatasetCommand) -> anyhow::Result<()> {
             DatasetCommand::Delete { name, common } => delete(&name, &common).await,
             DatasetCommand::Expand { name, size, common } => expand(&name, size, &common).await,
             DatasetCommand::Set(args) => properties::set(args).await,
+            DatasetCommand::Rename { name, new_name, common } => {
+                rename(&name, &new_name, &common).await
+            }
             DatasetCommand::Release { name, force, common } => {
                 let mode = if force { ReleaseMode::Force } else { ReleaseMode::IfIdle };
                 release(&name, mode, &common).await
@@ -282,6 +285,21 @@ async fn expand(name: &str, size: ByteSize, common: &Common) -> anyhow::Result<(
         Target::Server(remote) => {
             let grown = remote.client.expand_dataset(&remote.pool, name, size.0).await?;
             told(grown, common.output)
+        }
+    }
+}
+
+async fn rename(name: &str, new_name: &str, common: &Common) -> anyhow::Result<()> {
+    let to = dataset_name(new_name)?;
+    match common.place.target().await? {
+        Target::Pool(opened) => {
+            let handle = opened.browser.handle(&opened.browser.dataset(name).await?);
+            let renamed = opened.controller.rename_volume(handle, &to).await?;
+            print(&opened, &renamed, common.output).await
+        }
+        Target::Server(remote) => {
+            let renamed = remote.client.rename_dataset(&remote.pool, name, new_name).await?;
+            told(renamed, common.output)
         }
     }
 }

@@ -92,7 +92,7 @@ id128! {
 }
 id128! {
     /// A pure function of a dataset's or snapshot's name: it finds a record, of whichever
-    /// incarnation (R2).
+    /// incarnation (R2). A renamed dataset keeps the key of its first name.
     NameKey, "name key"
 }
 id128! {

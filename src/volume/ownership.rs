@@ -178,6 +178,7 @@ mod tests {
             modified: false,
             restoring: None,
             ephemeral: false,
+            naming: Default::default(),
         }
     }
 

@@ -94,6 +94,58 @@ async fn writes_wait_for_a_limit(cli: &Cli, client: &Client, dir: &FileHandle) {
     assert!(done.into_iter().all(|written| written.unwrap().unwrap().count == 1 << 20));
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dataset_is_renamed_while_it_is_open() {
+    let cli = Cli::with_pool();
+    cli.ok(&["dataset", "create", "web", "--size", "1Gi"]);
+    cli.ok(&["dataset", "snapshot", "web", "cut", "--readonly"]);
+    let before = cli.json(&["dataset", "info", "web"]);
+    let serving = cli.serve(&[]);
+    let (client, root) = nfs::mount(serving.nfs, "/web").await;
+    let renamed = cli.json(&["dataset", "rename", "web", "site"]);
+    assert_eq!((&renamed["name"], &renamed["handle"]), (&"site".into(), &before["handle"]));
+    // The mount goes on, and a new one has the new name.
+    let dir = client.mkdir(&root, b"dir", &Default::default()).await.unwrap().handle;
+    let again = client.mount("/site").await.unwrap();
+    assert_eq!(client.lookup(&again, b"dir").await.unwrap().handle, dir);
+    client.mount("/web").await.unwrap_err();
+    serving.stop();
+    assert_eq!(cli.json(&["dataset", "list"]).as_array().unwrap().len(), 1);
+    assert_eq!(cli.json(&["dataset", "list-snapshots"])[0]["dataset"], "site");
+    cli.ok(&["dataset", "ls", "site@cut"]);
+
+    // The names are exchanged, as after going back to a snapshot.
+    cli.ok(&["dataset", "clone", "site@cut", "earlier"]);
+    cli.ok(&["dataset", "rename", "earlier", "web"]);
+    assert_eq!(cli.json(&["dataset", "info", "web"])["origin_name"], "site@cut");
+    for (args, status, says) in [
+        (["web", "site"], 11, "dataset site exists"),
+        (["earlier", "other"], 10, "dataset earlier does not exist"),
+        (["web", "a/b"], 2, "dataset name"),
+        (["web", "a@b"], 2, "'@' stands between"),
+    ] {
+        let refused = cli.run(&[&["dataset", "rename"], &args[..]].concat());
+        assert!(refused.code == status && refused.err.contains(says), "{args:?}: {refused:?}");
+    }
+    let refused = cli.run(&["dataset", "create", "earlier"]);
+    assert!(refused.code == 11 && refused.err.contains("first name of dataset web"), "{refused:?}");
+}
+
+#[test]
+fn a_dataset_with_writable_snapshots_keeps_its_name() {
+    let cli = Cli::with_pool();
+    cli.ok(&["dataset", "create", "web", "--size", "1Gi"]);
+    cli.ok(&["dataset", "snapshot", "web", "trial"]);
+    for (name, says) in
+        [("web", "writable snapshot trial"), ("web@trial", "is a writable snapshot")]
+    {
+        let refused = cli.run(&["dataset", "rename", name, "site"]);
+        assert!(refused.code == 13 && refused.err.contains(says), "{name}: {refused:?}");
+    }
+    cli.ok(&["dataset", "delete-snapshot", "web", "trial"]);
+    cli.ok(&["dataset", "rename", "web", "site"]);
+}
+
 #[test]
 fn completions_and_manual_pages_are_made() {
     let cli = Cli::empty();

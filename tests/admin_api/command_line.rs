@@ -185,6 +185,11 @@ async fn changes_are_made_through_a_server() {
     assert!(set["owner"].is_string(), "it is open: {set}");
     same(&["dataset", "info", "logs"], shown);
 
+    let renamed = told(&["dataset", "rename", "logs", "journal"]);
+    assert_eq!((&renamed["name"], &renamed["handle"]), (&"journal".into(), &set["handle"]));
+    same(&["dataset", "info", "journal"], renamed);
+    told(&["dataset", "rename", "journal", "logs"]);
+
     let cut = told(&["dataset", "snapshot", "logs", "cut", "--readonly"]);
     same(&["dataset", "snapshot", "info", "logs", "cut"], cut);
     let free = told(&["dataset", "snapshot", "logs", "free"]);

@@ -1,6 +1,7 @@
 //! gRPC: properties of open datasets, holds of snapshots, and snapshot policies.
 
 use super::grpc::{filled, local, refused};
+use super::limits::wait_until;
 use super::server::Server;
 use tonic::Code;
 use zerofs_csi::admin::grpc::proto::*;
@@ -98,6 +99,32 @@ async fn properties_of_an_open_dataset_change_at_once() {
     let denied = by(&server, "restorer").await.set_properties(wanted).await;
     assert_eq!(code(denied), Code::PermissionDenied);
     assert!(server.log().contains("what=\"SetProperties\""), "{}", server.log());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dataset_is_renamed() {
+    let (mut server, client) = filled().await;
+    let before = client.dataset("", "web").await.unwrap();
+    let renamed = client.rename_dataset("", "web", "site").await.unwrap();
+    assert_eq!((renamed.name.as_str(), &renamed.handle), ("site", &before.handle));
+    assert_eq!(client.snapshots("", "site").await.unwrap()[0].dataset, "site");
+    for (from, to, expected) in [
+        ("web", "other", Code::NotFound),
+        ("site", "a/b", Code::InvalidArgument),
+        ("site", "a@b", Code::InvalidArgument),
+    ] {
+        assert_eq!(code(client.rename_dataset("", from, to).await), expected, "{from} to {to}");
+    }
+    // A caller who is limited to some datasets cannot rename one out of them, or into them.
+    server.add_token("sites", &["--role", "admin", "--dataset", "main/site*"]);
+    let limited = by(&server, "sites").await;
+    wait_until("the token is known", || server.by("sites", "GET", "/pools").send().status == 200);
+    let denied = limited.rename_dataset("main", "site", "web").await;
+    assert_eq!(code(denied), Code::PermissionDenied);
+    limited.rename_dataset("main", "site", "site2").await.unwrap();
+    let denied = by(&server, "restorer").await.rename_dataset("", "site2", "web").await;
+    assert_eq!(code(denied), Code::PermissionDenied);
+    assert!(server.log().contains("what=\"RenameDataset\""), "{}", server.log());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -46,6 +46,16 @@ async fn datasets_are_made_changed_and_deleted() {
     let next = page["next"].as_str().unwrap();
     let page = server.get(&format!("{datasets}?limit=1&cursor={next}")).json();
     assert_eq!((&page["items"][0]["name"], &page["next"]), (&json!("web"), &json!(null)));
+    let rename = |from: &str, to: &str| {
+        let path = format!("{datasets}/{from}/rename");
+        server.by("admin", "POST", &path).json(&json!({ "name": to })).send()
+    };
+    let handle = server.get(&format!("{datasets}/a%20b")).json()["handle"].clone();
+    assert!(rename("a%20b", "web").problem(409).contains("dataset web exists"));
+    let renamed = rename("a%20b", "c").json();
+    assert_eq!((&renamed["name"], &renamed["handle"]), (&json!("c"), &handle));
+    rename("a%20b", "d").problem(404);
+    assert_eq!(rename("c", "a b").status, 200);
     let delete = || server.by("admin", "DELETE", &format!("{datasets}/a%20b")).send();
     assert_eq!(delete().status, 204);
     server.get(&format!("{datasets}/a%20b")).problem(404);

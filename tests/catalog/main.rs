@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod faults;
+mod renaming;
 #[path = "../support/mod.rs"]
 mod support;
 
@@ -35,6 +36,7 @@ fn dataset(name: &str) -> Dataset {
         modified: false,
         restoring: None,
         ephemeral: false,
+        naming: Default::default(),
     }
 }
 

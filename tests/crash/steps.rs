@@ -31,6 +31,10 @@ const ELSEWHERE: &[(&str, &str)] = &[
     // Two writers of one record that overtake each other; a sweep of what ended a day ago.
     ("catalog.void", "tests/catalog/faults.rs"),
     ("catalog.sweep", "tests/catalog/faults.rs"),
+    // A dataset that is renamed.
+    ("catalog.rename.intent", "tests/catalog/renaming.rs"),
+    ("catalog.rename.alias", "tests/catalog/renaming.rs"),
+    ("catalog.rename.renamed", "tests/catalog/renaming.rs"),
     // An object of a folder that is linked and not durable yet.
     ("bucket.folder.linked", "tests/bucket/folder.rs"),
     // A node that makes its channel known.

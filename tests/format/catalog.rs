@@ -69,6 +69,7 @@ fn dataset() -> Dataset {
         modified: false,
         restoring: None,
         ephemeral: false,
+        naming: Default::default(),
     }
 }
 
@@ -118,6 +119,10 @@ fn group_snapshot() -> GroupSnapshot {
         created: Timestamp::from_nanos(42),
         members: vec![member(None, None), member(Some([8; 16]), Some(4096))],
     }
+}
+
+fn alias() -> Alias {
+    Alias { dataset: revocation().dataset, attempt: Incarnation::from_bytes([15; 16]) }
 }
 
 fn revocation() -> Revocation {
@@ -219,6 +224,24 @@ fn records() {
     let text = serde_json::to_string(&member).unwrap();
     let group = group_snapshot().id();
     assert!(text.ends_with(&format!(r#","implied":true,"group":"{group}"}}"#)), "{text}");
+    let naming = Naming {
+        key: Some(NameKey::of("dataset", "first")),
+        intent: Some(RenameIntent {
+            name: "next".parse().unwrap(),
+            attempt: Incarnation::from_bytes([14; 16]),
+        }),
+        alias: Some(alias()),
+    };
+    check(
+        "datasets/k/00000000000000000009",
+        Some(Dataset { naming: Box::new(naming), ..dataset() }),
+        include_str!("golden/dataset-renamed.json"),
+    );
+    check(
+        "datasets/k/00000000000000000010",
+        Some(AliasRecord { alias: alias() }),
+        include_str!("golden/dataset-alias.json"),
+    );
     check::<Dataset>("datasets/k/00000000000000000008", None, include_str!("golden/end.json"));
     let heartbeat = Heartbeat { node: "node-1".into(), lease_millis: 45_000, boot: None };
     check(

@@ -102,6 +102,18 @@ impl Client {
         Ok(self.datasets_service().expand_dataset(request).await?.into_inner())
     }
 
+    /// Gives a dataset another name; its handle and its snapshots stay.
+    pub async fn rename_dataset(
+        &self,
+        pool: &str,
+        dataset: &str,
+        new_name: &str,
+    ) -> Result<Dataset, ClientError> {
+        let [pool, dataset, new_name] = [pool, dataset, new_name].map(str::to_owned);
+        let request = RenameDatasetRequest { pool, dataset, new_name };
+        Ok(self.datasets_service().rename_dataset(request).await?.into_inner())
+    }
+
     /// Deletes a dataset; its snapshots stay.
     pub async fn delete_dataset(&self, pool: &str, dataset: &str) -> Result<(), ClientError> {
         let request = DeleteDatasetRequest { pool: pool.to_owned(), dataset: dataset.to_owned() };

@@ -265,6 +265,26 @@ impl Datasets for Services {
         self.shown(&call, &browser, &changed).await
     }
 
+    async fn rename_dataset(&self, request: Request<RenameDatasetRequest>) -> RpcResult<Dataset> {
+        let call = CallAdmission::call(&request)?;
+        let RenameDatasetRequest { pool, dataset, new_name } = request.into_inner();
+        let browser = self.browser(&pool)?;
+        let dataset = self.dataset(&call, &browser, &dataset, Action::Administer).await?;
+        let pool = browser.pool().name.clone();
+        self.admission
+            .allow(&call, Action::Administer, &Resource::dataset(&pool, &new_name))
+            .await?;
+        let name = dataset_name(&new_name).map_err(failed)?;
+        let (controller, handle) = (self.admin.controller.clone(), browser.handle(&dataset));
+        let about = format!("{pool}/{} to {name}", dataset.name);
+        let work = async move { controller.rename_volume(handle, &name).await };
+        let renamed = self
+            .admission
+            .change(&call, Action::Administer, ("RenameDataset", about), work)
+            .await?;
+        self.shown(&call, &browser, &renamed).await
+    }
+
     async fn delete_dataset(
         &self,
         request: Request<DeleteDatasetRequest>,

@@ -294,6 +294,36 @@ pub async fn change(
     shown(&rest, &known, &browser, &name).await
 }
 
+/// A name for a dataset.
+#[derive(Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct NewName {
+    name: String,
+}
+
+/// Give a dataset another name; its handle, snapshots and policy stay with it
+#[utoipa::path(
+    post, path = "/pools/{pool}/datasets/{dataset}/rename", tag = "datasets",
+    params(("pool" = String, Path, example = "main"), ("dataset" = String, Path, example = "web")), request_body = NewName,
+    responses((status = 200, body = DatasetShape))
+)]
+pub async fn rename(
+    State(rest): State<Rest>,
+    known: Authenticated,
+    PathParams((pool, name)): PathParams<(String, String)>,
+    Body(NewName { name: new_name }): Body<NewName>,
+) -> Result<Json<DatasetShape>, Problem> {
+    let (browser, dataset) = rest.dataset(&known, Action::Administer, (&pool, &name)).await?;
+    rest.admin.allow(&known, Action::Administer, &Resource::dataset(&pool, &new_name)).await?;
+    let new_name = browse::dataset_name(&new_name)?;
+    let what = ("rename dataset", format!("{pool}/{name} to {new_name}"));
+    let (controller, handle) = (rest.admin.controller.clone(), browser.handle(&dataset));
+    let to = new_name.clone();
+    let work = async move { controller.rename_volume(handle, &to).await };
+    super::change(&known, Action::Administer, what, work).await?;
+    shown(&rest, &known, &browser, new_name.as_str()).await
+}
+
 /// Delete a dataset; its snapshots stay
 #[utoipa::path(
     delete, path = "/pools/{pool}/datasets/{dataset}", tag = "datasets",

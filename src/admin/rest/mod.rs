@@ -152,6 +152,7 @@ impl Rest {
             .route("/pools/{pool}/space", get(pools::get_space))
             .route("/pools/{pool}/datasets", get(datasets::list).post(datasets::create))
             .route(DATASET, get(datasets::get).patch(datasets::change).delete(datasets::delete))
+            .route(&of_dataset("rename"), post(datasets::rename))
             .route(&of_dataset("snapshots"), get(snapshots::list).post(snapshots::create))
             .route(
                 &of_dataset("snapshots/{snapshot}"),

@@ -28,7 +28,8 @@ use utoipa::{Modify, OpenApi as _};
     paths(
         session::get, session::login, session::logout,
         pools::list, pools::get_space,
-        datasets::list, datasets::get, datasets::create, datasets::change, datasets::delete,
+        datasets::list, datasets::get, datasets::create, datasets::change, datasets::rename,
+        datasets::delete,
         snapshots::list, snapshots::get, snapshots::create, snapshots::delete, snapshots::hold,
         snapshots::release,
         files::entries, files::stat, files::content, archive::get,

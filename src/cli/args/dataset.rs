@@ -83,6 +83,15 @@ pub enum DatasetCommand {
     /// Change properties of a dataset
     #[command(after_help = PROPERTIES)]
     Set(SetArgs),
+    /// Give a dataset another name; its snapshots, policy and PersistentVolume stay with it
+    Rename {
+        /// Name of the dataset
+        name: String,
+        /// Its new name
+        new_name: String,
+        #[command(flatten)]
+        common: Common,
+    },
     /// Ask the node that owns a dataset to release it, if nothing uses it there
     Release {
         /// Name of the dataset; for a PersistentVolume, the volume's name

@@ -344,6 +344,7 @@ pub(super) mod tests {
             modified: false,
             restoring: None,
             ephemeral: false,
+            naming: Default::default(),
         }
     }
 

@@ -253,6 +253,7 @@ impl Collector {
             self.forget_dependant(origin, id.incarnation).await?;
         }
         catalog.remove_policy(id.incarnation).await?;
+        catalog.release_name(&dataset).await?;
         catalog.remove_dataset(id).await?;
         self.pool.step("collect.dataset.removed").await?;
         Ok(Reaped::Removed)

@@ -120,6 +120,7 @@ impl Controller {
             modified: false,
             restoring: None,
             ephemeral: false,
+            naming: Default::default(),
         };
         pool.step("control.create.begin").await?;
         match pool.catalog.insert_dataset(dataset).await {
@@ -133,9 +134,15 @@ impl Controller {
                 self.tombstoned.notify_one();
                 Err(error.into())
             }
-            // Another controller was faster; the retry will compare.
-            Err(CatalogError::Exists { .. }) => {
-                Err(ControlError::InProgress { what: format!("volume {}", new.name) })
+            Err(error @ CatalogError::Exists { .. }) => {
+                match pool.catalog.dataset(&new.name).await? {
+                    // Another controller was faster; the retry will compare.
+                    Some(_) => {
+                        Err(ControlError::InProgress { what: format!("volume {}", new.name) })
+                    }
+                    // A dataset that was renamed, or is being renamed to it, keeps the name.
+                    None => Err(error.into()),
+                }
             }
             Err(error) => Err(error.into()),
         }

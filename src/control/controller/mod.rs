@@ -10,6 +10,7 @@ mod holds;
 mod properties;
 mod query;
 mod release;
+mod rename;
 mod restore;
 mod snapshot;
 mod writable;

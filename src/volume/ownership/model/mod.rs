@@ -185,6 +185,7 @@ fn template(owner: Option<Owner>) -> Dataset {
         modified: false,
         restoring: None,
         ephemeral: false,
+        naming: Default::default(),
     }
 }
 
