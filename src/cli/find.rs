@@ -2,7 +2,7 @@
 
 use super::args::FindArgs;
 use super::path;
-use super::remote::{Remote, kind, time};
+use super::remote::{Remote, kind, patiently, time};
 use super::report::when;
 use super::stopped::Stopped;
 use super::target::{Opened, Target};
@@ -148,10 +148,12 @@ async fn through(
             pattern: pattern.to_vec(),
             limit: TOLD_MAX,
         };
-        let found = remote.client.find(request, |hit| {
+        let mut tell = |hit: proto::Hit| {
             let object = Match::try_from(hit.entry.unwrap_or_default())?;
             Ok::<_, Stopped>(printer.tell(name, &object)?)
-        });
+        };
+        // Versions that were printed before a search had to begin again are not printed again.
+        let found = patiently(async || remote.client.find(request.clone(), &mut tell).await);
         match found.await {
             // The snapshot was deleted meanwhile, or nothing was written yet.
             Err(stopped) if states.len() > 1 && stopped.is_not_found() => {}
@@ -205,7 +207,8 @@ async fn states_there(
         return Ok(vec![(text.to_owned(), root(dataset, snapshot))]);
     }
     let dataset = remote.live_or_default(text).await?;
-    let snapshots = remote.client.snapshots(&remote.pool, &dataset).await?;
+    let snapshots = patiently(async || remote.client.snapshots(&remote.pool, &dataset).await);
+    let snapshots = snapshots.await?;
     let ready = snapshots
         .into_iter()
         .filter(|found| found.state() == proto::State::Ready && !found.writable);

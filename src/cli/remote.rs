@@ -66,7 +66,9 @@ impl Remote {
 
     /// The name of a dataset that exists; without one, of the default dataset.
     pub async fn live_or_default(&self, name: Option<&str>) -> anyhow::Result<String> {
-        Ok(self.client.dataset(&self.pool, name.unwrap_or_default()).await?.name)
+        let name = name.unwrap_or_default();
+        let found = patiently(async || self.client.dataset(&self.pool, name).await).await;
+        Ok(found?.name)
     }
 
     /// The state that a text names now: `DATASET@SNAPSHOT` of either kind, or `DATASET`. Calls that
@@ -119,15 +121,26 @@ fn bounded(file: &Path, option: &str) -> anyhow::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Repeats a read while the server says that it has no room: too many requests a second, or too
-/// much in progress at once.
-pub async fn patiently<T>(
-    mut read: impl AsyncFnMut() -> Result<T, ClientError>,
-) -> Result<T, ClientError> {
+/// An error that may say that the server has no room: too many requests a second, or too much in
+/// progress at once.
+pub trait MaybeBusy {
+    fn is_busy(&self) -> bool;
+}
+
+impl MaybeBusy for ClientError {
+    fn is_busy(&self) -> bool {
+        self.class() == Class::Exhausted
+    }
+}
+
+/// Repeats a read while the server says that it has no room.
+pub async fn patiently<T, E: MaybeBusy>(
+    mut read: impl AsyncFnMut() -> Result<T, E>,
+) -> Result<T, E> {
     let mut wait = FIRST_WAIT;
     for _ in 1..ATTEMPTS_MAX {
         match read().await {
-            Err(error) if error.class() == Class::Exhausted => tokio::time::sleep(wait).await,
+            Err(error) if error.is_busy() => tokio::time::sleep(wait).await,
             answer => return answer,
         }
         wait = LONGEST_WAIT.min(wait * 2);

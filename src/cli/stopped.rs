@@ -1,6 +1,7 @@
 //! Lists that are printed while they are found, and how they end before they are complete.
 
 use super::exit::Interrupted;
+use super::remote::MaybeBusy;
 use crate::admin::ClientError;
 use crate::control::ControlError;
 use crate::types::{Class, Classify};
@@ -20,6 +21,12 @@ pub enum Stopped {
     Output(#[from] std::io::Error),
     #[error("stopped by a signal")]
     Signal,
+}
+
+impl MaybeBusy for Stopped {
+    fn is_busy(&self) -> bool {
+        matches!(self, Self::Server(error) if error.is_busy())
+    }
 }
 
 impl Stopped {

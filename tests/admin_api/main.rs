@@ -6,6 +6,7 @@
 
 mod browsing;
 mod command_breaks;
+mod command_busy;
 mod command_line;
 mod files;
 mod grpc;
