@@ -2,8 +2,8 @@
 //! through the dataset's owner if it has one.
 
 use super::args::RestoreArgs;
-use super::copy_out::{How, Overwrite, Restored};
-use super::dry_run;
+use super::copy_out::{How, Overwrite};
+use super::dry_run::{self, Counted};
 use super::exit::{Interrupted, Wrong};
 use super::files::{Files, OpenFiles};
 use super::remote::{Named, Remote};
@@ -65,7 +65,9 @@ pub async fn run(
     // Also after an error: nothing may stay retained.
     before.close().await;
     now.close().await;
-    args.common.output.print(&counted?, |counted| counted.text(args.dry_run))
+    let counted = counted?;
+    args.common.output.print(&counted, |counted| counted.done.text(args.dry_run))?;
+    counted.check()
 }
 
 fn writable(name: &str) -> anyhow::Error {
@@ -191,13 +193,13 @@ impl Work<'_> {
         &self,
         views: (Files<'_>, Files<'_>),
         stop: &CancellationToken,
-    ) -> anyhow::Result<Restored> {
-        let progress = Progress::new();
-        let mut counted = Restored::default();
+    ) -> anyhow::Result<Counted> {
+        let (progress, mut counted) = (Progress::new(), Counted::default());
         for source in self.sources {
             let paths = (source.as_slice(), self.place(source));
-            let done = dry_run::count(views, paths, self.how.overwrite, &progress, stop).await;
-            counted.add(&done.inspect_err(|_| progress.say(""))?);
+            let how = self.how.overwrite;
+            let done = dry_run::count(views, paths, how, (&progress, stop), &mut counted).await;
+            done.inspect_err(|_| progress.say(""))?;
         }
         Ok(counted)
     }

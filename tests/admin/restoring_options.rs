@@ -84,6 +84,11 @@ async fn in_place_what_is_replaced_stays_beside_it() {
     };
     let refused = in_place(&["--dry-run"]);
     assert!(refused.code == 11 && refused.err.contains("--changed"), "{refused:?}");
+    // All that is in the way is told, and the rest is counted.
+    for says in ["2 objects", "/a: is there", "/dir: is there"] {
+        assert!(refused.err.contains(says), "{says}: {refused:?}");
+    }
+    assert!(refused.out.contains("would restore 0 objects"), "{refused:?}");
     let counted = in_place(&["--dry-run", "--changed"]);
     assert!(
         counted.out.contains("would restore 2 objects, 5")
