@@ -16,6 +16,7 @@ use crate::control::browse::Root;
 use crate::control::{Replaced, RestoreInPlace};
 use crate::fs::Restored as InPlace;
 use crate::types::{ByteSize, Class, Incarnation, VolumeHandle};
+use std::ops::ControlFlow;
 use std::os::unix::ffi::OsStrExt;
 use tokio_util::sync::CancellationToken;
 
@@ -123,7 +124,7 @@ impl Work<'_> {
     async fn restore(&self, opened: &Opened, snapshot: &Snapshot) -> anyhow::Result<InPlace> {
         let volume = VolumeHandle { pool: opened.pool.id(), dataset: snapshot.dataset };
         let replaced = if self.args.keep { Replaced::KeptBeside } else { Replaced::Removed };
-        let progress = Progress::new();
+        let (progress, stop) = (Progress::new(), app::stop_signal()?);
         let mut restored = InPlace::default();
         for (n, source) in self.sources.iter().enumerate() {
             let wanted = RestoreInPlace {
@@ -136,10 +137,18 @@ impl Work<'_> {
             let before = restored;
             let say = |now: InPlace| {
                 tell(&progress, before.objects + now.objects, before.bytes + now.bytes);
+                match stop.is_cancelled() {
+                    true => ControlFlow::Break(()),
+                    false => ControlFlow::Continue(()),
+                }
             };
             let controller = &opened.controller;
             let done = controller.restore_in_place_with(volume, &wanted, replaced, &say).await;
             let done = done.inspect_err(|_| progress.say(""));
+            if done.is_err() && stop.is_cancelled() {
+                let why = "each file is as it was, or restored; run it again to restore the rest";
+                return Err(Interrupted::new(why));
+            }
             let done = after_others(done.map_err(Into::into), n, self.sources.len())?;
             restored.objects += done.objects;
             restored.bytes += done.bytes;

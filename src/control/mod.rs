@@ -44,8 +44,8 @@ pub use controller::{
 pub use damage_report::report_damage;
 pub use error::ControlError;
 pub use owner::{
-    Carriers, DialOwner, OwnerChannel, Replaced, RequestServer, RequestStream, RestoreInPlace,
-    TreePath,
+    Carriers, DialOwner, OwnerChannel, Replaced, Report, RequestServer, RequestStream,
+    RestoreInPlace, TreePath,
 };
 pub use pools::{Pool, Pools};
 pub use scrub::{Damaged, Scrub, Scrubbed};

@@ -14,6 +14,7 @@ use crate::types::{Class, Classify, DatasetId, Timestamp, VolumeHandle};
 use crate::volume::Volumes;
 use parking_lot::Mutex;
 use std::collections::VecDeque;
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -366,6 +367,10 @@ async fn restore(
         let before = done;
         let say = |now: Restored| {
             task.progress(before.objects + now.objects, before.bytes + now.bytes);
+            match task.stopping().is_cancelled() {
+                true => ControlFlow::Break(()),
+                false => ControlFlow::Continue(()),
+            }
         };
         let restoring = controller.restore_in_place_with(volume, one, replaced, &say);
         let restored = Box::pin(restoring).await?;

@@ -26,7 +26,7 @@ use super::walk::Walk;
 use crate::types::{Class, Classify, EntryName, InodeNo};
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// Extents read at a time.
 const RECORDS: usize = 512;
@@ -37,6 +37,8 @@ const LINKS_MAX: usize = 1 << 20;
 const BACKUPS_MAX: u32 = 9999;
 /// Most objects that take one name while it is restored, and are kept.
 const KEEPS_MAX: u32 = 16;
+/// The reason why the content of a file was not restored to its end.
+const STOPPED: &str = "the restore was asked to stop";
 /// Most objects that could not be restored whose names are reported …
 const FAILED_SHOWN: usize = 20;
 /// … with this many characters of the errors.
@@ -58,6 +60,7 @@ pub enum Overwrite {
 pub struct Progress {
     objects: AtomicU64,
     bytes: AtomicU64,
+    stopped: AtomicBool,
 }
 
 /// The result of a restore: objects, and the bytes that the files hold.
@@ -73,6 +76,16 @@ impl Progress {
             objects: self.objects.load(Ordering::Relaxed),
             bytes: self.bytes.load(Ordering::Relaxed),
         }
+    }
+
+    /// Asks the restore to stop: it does after the object that it is at, or within a large file,
+    /// which then is as it was.
+    pub fn stop(&self) {
+        self.stopped.store(true, Ordering::Relaxed);
+    }
+
+    fn is_stopped(&self) -> bool {
+        self.stopped.load(Ordering::Relaxed)
     }
 
     fn add(&self, bytes: u64) {
@@ -96,6 +109,9 @@ pub enum RestoreError {
         #[source]
         source: FsError,
     },
+    /// It was asked to stop: all that it restored is durable, and everything else is as it was.
+    #[error("stopped after {} objects; run it again to restore the rest", done.objects)]
+    Stopped { done: Restored },
     /// The rest of the tree is restored.
     #[error("restored {} objects, and not {failed}:\n  {shown}", done.objects)]
     Incomplete { done: Restored, failed: u64, shown: String, class: Class },
@@ -107,6 +123,7 @@ impl Classify for RestoreError {
             Self::Missing { .. } | Self::NoFolder { .. } => Class::NotFound,
             Self::InTheWay { .. } => Class::Exists,
             Self::Fs { source, .. } => source.class(),
+            Self::Stopped { .. } => Class::Unavailable,
             Self::Incomplete { class, .. } => *class,
         }
     }
@@ -260,6 +277,9 @@ impl Restore<'_> {
             None => self.merge(source, self.fs.root_ref(), None),
         }
         while let Some(dir) = self.into.last().copied() {
+            if self.progress.is_stopped() {
+                return Err(self.stopped());
+            }
             // The restore checks in between whether the file system closes, which does not wait for
             // all of it.
             let fs = self.fs;
@@ -380,7 +400,10 @@ impl Restore<'_> {
             return Ok(());
         }
         let placed = self.place(&source, dir, name, there).await;
-        placed.map_err(|error| self.refused(below, error))?;
+        placed.map_err(|error| match error {
+            FsError::Busy(STOPPED) => self.stopped(),
+            error => self.refused(below, error),
+        })?;
         self.progress.add(if source.row.kind == FileKind::Regular { source.row.size } else { 0 });
         Ok(())
     }
@@ -415,6 +438,10 @@ impl Restore<'_> {
             }
         }
         Err(FsError::Invalid("it has too many backups: remove some"))
+    }
+
+    fn stopped(&self) -> RestoreError {
+        RestoreError::Stopped { done: self.progress.now() }
     }
 
     fn refused(&self, below: Option<&EntryName>, error: FsError) -> RestoreError {
@@ -534,6 +561,9 @@ impl Restore<'_> {
             let page = self.view.extents(row.data, from, RECORDS).await?;
             let more = page.len() == RECORDS;
             for (n, extent) in page {
+                if self.progress.is_stopped() {
+                    return Err(FsError::Busy(STOPPED));
+                }
                 from = n + 1;
                 if n >= end
                     || row

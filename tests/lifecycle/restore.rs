@@ -5,6 +5,7 @@ use crate::support::files::{self, child, content, mkdir, name, read, root, top, 
 use crate::support::world::until_passed;
 use bytes::Bytes;
 use std::collections::BTreeMap;
+use std::ops::ControlFlow;
 use std::time::Duration;
 use zerofs_csi::catalog::{Catalog, Dataset, Owner};
 use zerofs_csi::control::{ControlError, Replaced, RestoreInPlace};
@@ -374,6 +375,45 @@ fn a_restore_that_fails_anywhere_is_repaired_by_a_retry() {
     });
 }
 
+/// A large file is one object: the restore stops within it, wherever it is carried out.
+#[test]
+fn a_restore_stops_within_a_file_and_leaves_that_as_it_was() {
+    run(async {
+        let (world, volume, open) = World::with_open().await;
+        fill(&open.exported).await;
+        open.fs.sync().await.unwrap();
+        let cut = world.snapshot(volume, "cut").await;
+        let elsewhere = World::on(world.catalog.clone(), "controller-1");
+        let mailbox = world.serve_mailbox(Duration::from_millis(50));
+        drop(open);
+        for (by, state) in
+            [(&world, "open here"), (&elsewhere, "open elsewhere"), (&world, "released")]
+        {
+            if state == "released" {
+                world.volumes.close(volume.dataset).await.unwrap();
+            }
+            let points = world.catalog.bucket().failpoints();
+            // Long enough for the stop to arrive while the first records are copied.
+            points.set("fs.content.copied", "1*sleep(4000)->off").unwrap();
+            let stop = |_: Restored| ControlFlow::Break(());
+            let wanted = wanted(cut, "dir/large", "copy", false);
+            let stopped =
+                by.controller.restore_in_place_with(volume, &wanted, Replaced::Removed, &stop);
+            let stopped = Box::pin(stopped).await.unwrap_err();
+            assert_eq!(stopped.class(), Class::Unavailable, "{state}: {stopped}");
+            assert!(stopped.to_string().contains("stopped after 0 objects"), "{state}: {stopped}");
+            let open = world.open(volume).await;
+            let copy = child(&open.exported, open.exported.root(), "copy").await;
+            assert!(copy.is_err(), "{state}");
+            drop(open);
+        }
+        mailbox.stop().await;
+        restore(&world, volume, &wanted(cut, "dir/large", "copy", false)).await.unwrap();
+        world.volumes.close(volume.dataset).await.unwrap();
+        is_sound(&world, volume, "at the end").await;
+    });
+}
+
 /// Saved by renaming, as editors do, while the restore is at it.
 #[test]
 fn what_takes_the_name_during_a_restore_is_kept_as_well() {
@@ -391,7 +431,11 @@ fn what_takes_the_name_during_a_restore_is_kept_as_well() {
             let (controller, wanted) =
                 (world.controller.clone(), wanted(cut, "file", "file", true));
             let kept = Replaced::KeptBeside;
-            async move { controller.restore_in_place_with(volume, &wanted, kept, &|_| ()).await }
+            async move {
+                controller
+                    .restore_in_place_with(volume, &wanted, kept, &|_| ControlFlow::Continue(()))
+                    .await
+            }
         });
         until_passed(failpoints, "fs.restore.kept", 0).await;
         let top = fs.root();

@@ -2,9 +2,10 @@
 
 use super::{ControlError, Controller, check};
 use crate::catalog::State;
-use crate::control::owner::{OwnerRequest, Replaced, RestoreInPlace};
+use crate::control::owner::{OwnerRequest, Replaced, Report, RestoreInPlace};
 use crate::fs::Restored;
 use crate::types::VolumeHandle;
+use std::ops::ControlFlow;
 
 impl Controller {
     /// Restores through the volume's owner, or under a maintenance claim where it has none.
@@ -19,16 +20,21 @@ impl Controller {
         wanted: &RestoreInPlace,
         progress: &(dyn Fn(Restored) + Sync),
     ) -> Result<Restored, ControlError> {
-        self.restore_in_place_with(volume, wanted, Replaced::Removed, progress).await
+        let report = |now| {
+            progress(now);
+            ControlFlow::Continue(())
+        };
+        self.restore_in_place_with(volume, wanted, Replaced::Removed, &report).await
     }
 
     /// As [`Self::restore_in_place`], with a choice of what becomes of the files that it replaces.
+    /// `report` may end it early; the error says how many objects are restored.
     pub async fn restore_in_place_with(
         &self,
         volume: VolumeHandle,
         wanted: &RestoreInPlace,
         replaced: Replaced,
-        progress: &(dyn Fn(Restored) + Sync),
+        report: &Report<'_>,
     ) -> Result<Restored, ControlError> {
         let absent = || ControlError::NotFound { what: format!("volume {volume}") };
         let pool = self.pool(volume.pool)?.ok_or_else(absent)?;
@@ -46,6 +52,6 @@ impl Controller {
             )));
         }
         let request = OwnerRequest::Restore { wanted: wanted.clone(), replaced };
-        self.owners.perform_reporting(pool, &dataset, &request, progress).await
+        self.owners.perform_reporting(pool, &dataset, &request, report).await
     }
 }

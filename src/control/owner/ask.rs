@@ -1,12 +1,13 @@
 //! Asks the owner of a dataset in another process, by whichever carrier reaches it.
 
+use super::Report;
 use super::channel::OwnerChannel;
 use super::mailbox::{self, Addressee, Message, RequestStatus, Unanswered};
 use super::request::{OwnerReply, OwnerRequest};
 use crate::catalog::Owner;
 use crate::control::{ControlError, Pool};
-use crate::fs::Restored;
 use crate::types::{Class, DatasetId};
+use std::ops::ControlFlow;
 use std::time::Duration;
 
 /// Polling interval for the result of a long request.
@@ -39,7 +40,7 @@ impl Carriers {
         limit: Duration,
     ) -> Result<OwnerReply, ControlError> {
         let to = Addressee { pool, owner, dataset, name };
-        Ok(self.ask(to, request, limit, &|_| {}).await?)
+        Ok(self.ask(to, request, limit, &|_| ControlFlow::Continue(())).await?)
     }
 
     /// Asks an owner. `limit`: for each reply; a long request whose end is awaited has several.
@@ -48,7 +49,7 @@ impl Carriers {
         to: Addressee<'_>,
         request: &OwnerRequest,
         limit: Duration,
-        progress: &(dyn Fn(Restored) + Sync),
+        progress: &Report<'_>,
     ) -> Result<OwnerReply, Unanswered> {
         let failed = |class, why: &str| {
             let what = request.describe(to.name);
@@ -60,17 +61,27 @@ impl Carriers {
             None => None,
         };
         let mut message = Message::new(to.dataset, request.clone());
+        // The request to stop, until it has been sent.
+        let mut stop = request.stop();
+        let mut stops = false;
         loop {
+            let next = match &stop {
+                Some(stop) if stops => &Message::new(to.dataset, stop.clone()),
+                _ => &message,
+            };
             let status = match &mut connection {
-                Some(connected) => match connected.send(to, &message, limit).await {
+                Some(connected) => match connected.send(to, next, limit).await {
                     Some(status) => status?,
                     None => {
                         connection = None;
                         continue;
                     }
                 },
-                None => mailbox::send(to, &message, limit).await?,
+                None => mailbox::send(to, next, limit).await?,
             };
+            if stops && stop.take().is_some() {
+                continue;
+            }
             match status {
                 RequestStatus::Done(reply) => return Ok(reply),
                 RequestStatus::Failed { class, why } => return failed(class, &why),
@@ -80,7 +91,7 @@ impl Carriers {
                     return failed(Class::InProgress, "in progress; retry");
                 }
                 RequestStatus::Running(now) => {
-                    progress(now);
+                    stops |= progress(now).is_break();
                     tokio::time::sleep(PROGRESS_POLL).await;
                 }
                 RequestStatus::NotOpen => {

@@ -69,7 +69,9 @@ impl Local {
             }
             // The caller holds the volume.
             OwnerRequest::HandOver { .. } => Err(in_use()),
-            OwnerRequest::Ping => Ok(OwnerReply::Done),
+            // A restore of another process was stopped before this; one of this process is stopped
+            // by its progress.
+            OwnerRequest::Ping | OwnerRequest::StopRestore { .. } => Ok(OwnerReply::Done),
             OwnerRequest::MountGroup { gid } => {
                 volume.fs.set_mount_group(*gid).await?;
                 Ok(OwnerReply::Done)

@@ -157,6 +157,17 @@ impl LongRequests {
         RequestStatus::Running(now)
     }
 
+    /// Asks the restore of that call to stop; its asker gets the result.
+    pub(super) fn stop_restore(&self, dataset: DatasetId, call: Incarnation) {
+        for ((id, _), running) in &self.last {
+            if let OwnerRequest::Restore { wanted, .. } = &running.request
+                && (*id, wanted.call) == (dataset, call)
+            {
+                running.progress.stop();
+            }
+        }
+    }
+
     fn drop_old(&mut self) {
         self.tokens.retain(|token| token.issued.elapsed() < TOKEN_AGE_MAX);
     }

@@ -304,6 +304,10 @@ mod tests {
                 ),
             ),
             (
+                OwnerRequest::StopRestore { call: id(4) },
+                r#"{"stop-restore":{"call":"aqcaibaeaqcaibaeaqcaibaeaq"}}"#,
+            ),
+            (
                 OwnerRequest::HandOver { claim: ClaimId::from_bytes([6; 16]) },
                 r#"{"hand-over":{"claim":"aydambqgaydambqgaydambqgay"}}"#,
             ),

@@ -50,6 +50,7 @@ use crate::types::{Class, Classify, DatasetId, SessionId};
 use crate::volume::{VolumeError, Volumes, is_maintenance};
 use parking_lot::Mutex;
 use std::collections::HashSet;
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use tokio::time::Instant;
@@ -63,6 +64,10 @@ const RECORD_LOOK: Duration = Duration::from_secs(5);
 const RACE_PAUSE: Duration = Duration::from_millis(200);
 /// Interval at which the progress of work of this process is reported.
 const REPORT_INTERVAL: Duration = Duration::from_millis(200);
+
+/// Is told the progress of a restore some times a second, and may ask that it stops, which it does
+/// in an orderly state.
+pub type Report<'a> = dyn Fn(Restored) -> ControlFlow<()> + Sync + 'a;
 
 /// The owners of datasets, this process among them.
 #[derive(Clone)]
@@ -145,16 +150,17 @@ impl Owners {
         dataset: &Dataset,
         request: &OwnerRequest,
     ) -> Result<T, ControlError> {
-        self.perform_reporting(pool, dataset, request, &|_| {}).await
+        self.perform_reporting(pool, dataset, request, &|_| ControlFlow::Continue(())).await
     }
 
-    /// As [`Self::perform`]. `progress` is called with the progress of the owner, wherever it is.
+    /// As [`Self::perform`]. `progress` is called with the progress of the owner, wherever it is,
+    /// and may ask it to stop.
     pub(super) async fn perform_reporting<T: FromReply>(
         &self,
         pool: &Pool,
         dataset: &Dataset,
         request: &OwnerRequest,
-        progress: &(dyn Fn(Restored) + Sync),
+        progress: &Report<'_>,
     ) -> Result<T, ControlError> {
         let absent = || ControlError::NotFound { what: format!("volume {}", dataset.name) };
         let id = dataset.id();
@@ -197,7 +203,7 @@ impl Owners {
         record: &Dataset,
         request: &OwnerRequest,
         limit: Duration,
-        progress: &(dyn Fn(Restored) + Sync),
+        progress: &Report<'_>,
     ) -> Result<OwnerReply, Undone> {
         let settings = self.local.volumes.settings();
         let Some(owner) = owner_of(record) else {
@@ -243,7 +249,7 @@ impl Owners {
         pool: &Pool,
         dataset: DatasetId,
         request: &OwnerRequest,
-        progress: &(dyn Fn(Restored) + Sync),
+        progress: &Report<'_>,
     ) -> Option<Result<OwnerReply, ControlError>> {
         let done = Progress::default();
         let acting = Box::pin(self.local.act(&pool.catalog, dataset, request, &done));
@@ -255,7 +261,7 @@ impl Owners {
         to: Addressee<'_>,
         request: &OwnerRequest,
         limit: Duration,
-        progress: &(dyn Fn(Restored) + Sync),
+        progress: &Report<'_>,
     ) -> Result<OwnerReply, Unanswered> {
         let session = to.owner.session;
         if self.silent.as_ref().is_some_and(|silent| silent.lock().contains(&session)) {
@@ -273,12 +279,14 @@ impl Owners {
 /// Reports the progress of work of this process while it goes on.
 async fn reporting<T>(
     done: &Progress,
-    report: &(dyn Fn(Restored) + Sync),
+    report: &Report<'_>,
     mut work: impl Future<Output = T> + Unpin,
 ) -> T {
     loop {
         let ended = tokio::time::timeout(REPORT_INTERVAL, &mut work).await;
-        report(done.now());
+        if report(done.now()).is_break() {
+            done.stop();
+        }
         if let Ok(result) = ended {
             return result;
         }

@@ -55,9 +55,10 @@ pub(super) async fn act(
         // Everything is in the store.
         OwnerRequest::PrepareFreeze => Ok(OwnerReply::Done),
         // The dataset has no owner; the next one reads its record.
-        OwnerRequest::HandOver { .. } | OwnerRequest::Ping | OwnerRequest::ApplyProperties => {
-            Ok(OwnerReply::Done)
-        }
+        OwnerRequest::HandOver { .. }
+        | OwnerRequest::Ping
+        | OwnerRequest::ApplyProperties
+        | OwnerRequest::StopRestore { .. } => Ok(OwnerReply::Done),
     }
 }
 

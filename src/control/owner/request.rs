@@ -26,6 +26,8 @@ pub(in crate::control) enum OwnerRequest {
         wanted: RestoreInPlace,
         replaced: Replaced,
     },
+    /// Stop the restore of this call, if it runs.
+    StopRestore { call: Incarnation },
     /// Close and release a volume that is not in use there. Void for any other claim (R31).
     HandOver { claim: ClaimId },
     /// Say whether the volume is open there.
@@ -65,6 +67,7 @@ impl OwnerRequest {
             Self::Seal { .. } => format!("sealing of packs of volume {dataset}"),
             Self::Detach => format!("detaching of volume {dataset}"),
             Self::Restore { .. } => format!("restore into volume {dataset}"),
+            Self::StopRestore { .. } => format!("end of a restore into volume {dataset}"),
             Self::HandOver { .. } => format!("hand-over of volume {dataset}"),
             Self::Ping => format!("volume {dataset}"),
             Self::ApplyProperties => format!("properties of volume {dataset}"),
@@ -73,6 +76,14 @@ impl OwnerRequest {
             | Self::Freeze { .. }
             | Self::CheckpointFrozen { .. }
             | Self::Thaw { .. } => format!("group snapshot with volume {dataset}"),
+        }
+    }
+
+    /// The request that stops it while it runs.
+    pub(super) fn stop(&self) -> Option<Self> {
+        match self {
+            Self::Restore { wanted, .. } => Some(Self::StopRestore { call: wanted.call }),
+            _ => None,
         }
     }
 

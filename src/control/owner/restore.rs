@@ -156,7 +156,9 @@ pub(super) async fn restore(
     // Rows that may be in the journal alone keep the snapshot until the dataset is opened again;
     // after any other error all that was restored before it is durable.
     let unsure = |error: &ControlError| match error {
-        ControlError::Restore(RestoreError::Incomplete { .. }) => false,
+        ControlError::Restore(RestoreError::Incomplete { .. } | RestoreError::Stopped { .. }) => {
+            false
+        }
         error => matches!(
             error.class(),
             Class::Unavailable | Class::Fenced | Class::Corrupt | Class::Internal

@@ -194,6 +194,9 @@ impl RequestServer {
                 Some(turn)
             }
         };
+        if let OwnerRequest::StopRestore { call } = request {
+            self.long.lock().stop_restore(dataset, call);
+        }
         if request.is_long() {
             let volume = self.local.volumes.get(dataset)?;
             let mut long = self.long.lock();
