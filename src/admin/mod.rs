@@ -19,6 +19,7 @@ mod paced;
 mod problem;
 pub mod rest;
 mod state;
+mod watch;
 mod web;
 
 pub use client::{Authorized, Client, ClientError, Reading, RootName, Token};

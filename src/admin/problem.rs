@@ -141,6 +141,11 @@ impl Problem {
         }
     }
 
+    /// Its body.
+    pub fn json(self) -> String {
+        serde_json::to_string(&ProblemBody::from(self)).unwrap_or_default()
+    }
+
     #[must_use]
     pub fn header(mut self, name: header::HeaderName, value: HeaderValue) -> Self {
         self.headers.push((name, value));
@@ -195,12 +200,18 @@ impl From<LoginError> for Problem {
     }
 }
 
-impl IntoResponse for Problem {
-    fn into_response(self) -> Response {
-        let Self { status, kind, title, detail, headers } = self;
+impl From<Problem> for ProblemBody {
+    fn from(problem: Problem) -> Self {
+        let Problem { status, kind, title, detail, .. } = problem;
         let kind = format!("urn:zerofs-csi:{kind}");
-        let body = ProblemBody { kind, title, status: status.as_u16(), detail };
-        let mut response = (status, axum::Json(body)).into_response();
+        Self { kind, title, status: status.as_u16(), detail }
+    }
+}
+
+impl IntoResponse for Problem {
+    fn into_response(mut self) -> Response {
+        let headers = std::mem::take(&mut self.headers);
+        let mut response = (self.status, axum::Json(ProblemBody::from(self))).into_response();
         response
             .headers_mut()
             .insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));

@@ -20,3 +20,4 @@ mod server;
 #[path = "../support/mod.rs"]
 mod support;
 mod tls;
+mod watching;

@@ -356,6 +356,8 @@ async fn the_page_and_the_description_are_served() {
     for (path, methods) in openapi["paths"].as_object().unwrap() {
         let path = path.replace("{pool}", "main").replace("{dataset}", "web");
         let path = path.replace("{snapshot}", "none").replace("{id}", "1");
+        // A stream without an end has a handler if it refuses a query that it does not know.
+        let path = path.replace("/watch", "/watch?unknown=1");
         for method in methods.as_object().unwrap().keys().filter(|method| *method == "get") {
             let reply = server.by("admin", &method.to_uppercase(), &path).send();
             assert!(reply.status != 405 && reply.status < 500, "{method} {path}: {reply:?}");

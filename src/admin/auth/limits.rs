@@ -25,6 +25,10 @@ const WORK_MAX: usize = 8;
 /// The same of one caller.
 const WORK_EACH_MAX: usize = 4;
 
+/// Callers who watch at once, over whichever interface: for each of them the records of a pool are
+/// read again and again.
+pub const WATCHERS_MAX: usize = 16;
+
 /// The limits of each caller.
 #[derive(Clone, Copy, Debug)]
 pub struct RequestLimits {
@@ -85,6 +89,7 @@ pub struct Limits {
     limits: RequestLimits,
     callers: Mutex<HashMap<Caller, Bucket>>,
     downloads: Arc<Semaphore>,
+    watchers: Arc<Semaphore>,
     working: Arc<Mutex<HashMap<Caller, usize>>>,
     failures: Mutex<HashMap<IpAddr, Failures>>,
     waiting: Semaphore,
@@ -96,6 +101,7 @@ impl Limits {
             limits,
             callers: Mutex::default(),
             downloads: Arc::new(Semaphore::new(limits.downloads)),
+            watchers: Arc::new(Semaphore::new(WATCHERS_MAX)),
             working: Arc::default(),
             failures: Mutex::default(),
             waiting: Semaphore::new(WAITING_MAX),
@@ -126,6 +132,11 @@ impl Limits {
     /// A place among the downloads in progress, if one is free.
     pub fn download(&self) -> Option<Download> {
         self.downloads.clone().try_acquire_owned().ok().map(Download)
+    }
+
+    /// A place among those who watch, if one is free.
+    pub fn watch(&self) -> Option<OwnedSemaphorePermit> {
+        self.watchers.clone().try_acquire_owned().ok()
     }
 
     /// A place among the calls that take long or much memory, if one is free for the caller.

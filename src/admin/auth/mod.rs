@@ -23,7 +23,7 @@ mod sessions;
 pub mod tls;
 mod tokens;
 
-pub use limits::{Admission, Download, Limits, RequestLimits, Work};
+pub use limits::{Admission, Download, Limits, RequestLimits, WATCHERS_MAX, Work};
 pub use roles::{FileAuthorizer, LocalUsers};
 pub use secret::Secret;
 pub use sessions::{AGE_MAX, LoginError, Session, Sessions};

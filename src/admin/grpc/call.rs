@@ -1,8 +1,9 @@
 //! One call: whom it is from, its limits, and what it may do.
 
 use super::super::access::{Access, Authenticated, Peer};
-use super::super::auth::{Action, Resource, Work, audit};
+use super::super::auth::{Action, Caller, Resource, Work, audit};
 use super::super::problem::Problem;
+use super::super::strangers::Connection;
 use crate::control::ControlError;
 use crate::control::browse::DatasetFacts;
 use crate::rpc::status;
@@ -18,8 +19,6 @@ use tonic::Status;
 
 /// Calls at once, streams included.
 const CALLS_MAX: usize = 256;
-/// Callers who watch at once.
-pub(super) const WATCHERS_MAX: usize = 16;
 /// The longest that a call takes to answer, or to begin its stream, whatever deadline it has.
 const ANSWER_LIMIT: Duration = Duration::from_secs(60);
 /// The same for a call that measures a pool.
@@ -40,8 +39,6 @@ pub(super) struct CallAdmission {
     calls: Arc<Semaphore>,
     /// One pool is measured at a time.
     pub measuring: Semaphore,
-    /// Places of those who watch.
-    pub watchers: Arc<Semaphore>,
 }
 
 /// A call that was let in. It holds its place among the calls while it lives.
@@ -54,14 +51,19 @@ pub(super) struct Call {
     _work: Option<Arc<Work>>,
 }
 
+impl Call {
+    pub fn caller(&self) -> &Caller {
+        &self.known.caller
+    }
+}
+
 impl CallAdmission {
     pub fn new(access: Arc<Access>) -> Self {
         let calls = Arc::new(Semaphore::new(CALLS_MAX));
-        let watchers = Arc::new(Semaphore::new(WATCHERS_MAX));
-        Self { access, calls, measuring: Semaphore::new(1), watchers }
+        Self { access, calls, measuring: Semaphore::new(1) }
     }
 
-    pub fn access(&self) -> &Access {
+    pub fn access(&self) -> &Arc<Access> {
         &self.access
     }
 

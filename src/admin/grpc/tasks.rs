@@ -1,19 +1,18 @@
 //! The service of long work.
 
-use super::super::auth::{Action, Resource};
-use super::call::{Call, CallAdmission, RpcResult, WATCHERS_MAX};
+use super::super::auth::{Action, Resource, WATCHERS_MAX};
+use super::super::watch::{Watched, resource, watch};
+use super::call::{Call, CallAdmission, RpcResult};
 use super::datasets::failed;
 use super::proto;
 use super::proto::tasks_server::Tasks;
 use super::proto::*;
 use super::streams::{Answers, answers};
-use super::watch::{resource, watch};
 use super::{Services, convert};
 use crate::control::{ControlError, Task, TaskOutcome};
+use crate::rpc::status;
 use futures::{Stream, StreamExt, stream};
 use std::time::Duration;
-use tokio_stream::wrappers::ReceiverStream;
-use tokio_util::task::AbortOnDropHandle;
 use tonic::{Request, Response, Status};
 
 /// Progress is reported no more often.
@@ -146,14 +145,17 @@ impl Tasks for Services {
         let browser = self.browser(&request.into_inner().pool)?;
         let resource = Resource::pool(&browser.pool().name);
         self.admission.allow(&call, Action::List, &resource).await?;
-        let Ok(place) = self.admission.watchers.clone().try_acquire_owned() else {
+        let Some(place) = self.admission.access().limits.watch() else {
             let why = format!("{WATCHERS_MAX} callers watch already: retry when one has left");
             return Err(Status::resource_exhausted(why));
         };
-        let (to, changes) = tokio::sync::mpsc::channel(1);
-        let watching = watch(self.clone(), call.clone(), browser, to);
-        let watching = AbortOnDropHandle::new(tokio::spawn(watching));
-        let stream = answers(call, (place, watching), ReceiverStream::new(changes));
-        Ok(Response::new(stream))
+        let watched = Watched {
+            access: self.admission.access().clone(),
+            tasks: self.admin.tasks.clone(),
+            browser,
+            caller: call.caller().clone(),
+        };
+        let changes = watch(watched, place).map(|change| change.map_err(|error| status(&error)));
+        Ok(Response::new(answers(call, (), changes)))
     }
 }

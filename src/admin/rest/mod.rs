@@ -24,6 +24,7 @@ mod shape;
 mod snapshots;
 mod states;
 mod tasks;
+mod watch;
 
 use super::access::{Authenticated, Peer};
 use super::auth::{Action, Download};
@@ -176,6 +177,7 @@ impl Rest {
             )
             .route(&of_dataset("policy/simulate"), post(policies::simulate).layer(work))
             .route(&of_dataset("policy/run"), post(policies::run))
+            .route("/pools/{pool}/watch", get(watch::get))
             .route("/pools/{pool}/policies", get(policies::list))
             .route("/pools/{pool}/scrubs", post(tasks::scrub))
             .route("/tasks", get(tasks::list))

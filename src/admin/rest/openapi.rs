@@ -3,7 +3,7 @@
 
 use super::{
     archive, datasets, files, policies, pools, problems, restores, session, snapshots, states,
-    tasks,
+    tasks, watch,
 };
 use crate::admin::problem::ProblemBody;
 use std::sync::LazyLock;
@@ -36,7 +36,8 @@ use utoipa::{Modify, OpenApi as _};
         states::history, states::find, states::diff,
         restores::create,
         policies::list, policies::get, policies::set, policies::delete, policies::simulate,
-        policies::run, tasks::list, tasks::get, tasks::stop, tasks::scrub, problems::list,
+        policies::run, tasks::list, tasks::get, tasks::stop, tasks::scrub, watch::get,
+        problems::list,
     ),
     components(schemas(ProblemBody)),
     modifiers(&Common),

@@ -1,0 +1,200 @@
+//! Changes in a process and a pool, for callers who watch.
+//!
+//! Tasks are told at once. Datasets and snapshots may be changed by any process, and the store
+//! tells nobody: their records are read every [`POLL_INTERVAL`], for each watcher.
+
+use super::access::Access;
+use super::auth::{Action, Caller, Denied, Resource};
+use crate::control::browse::{Browser, DatasetFacts, SnapshotFacts};
+use crate::control::{self, ControlError, Pool, Tasks};
+use crate::types::{Class, Classify};
+use futures::{Stream, StreamExt};
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::time::Instant;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::task::AbortOnDropHandle;
+
+/// Interval at which the records of datasets and snapshots are read.
+const POLL_INTERVAL: Duration = Duration::from_secs(15);
+/// Tasks are told no more often.
+const PAUSE: Duration = Duration::from_millis(200);
+
+/// A change as an interface tells it. One that is equal to the last one of its object is not told.
+pub trait Told: Clone + PartialEq + Send + Sync + 'static {
+    fn task(task: control::Task) -> Self;
+    fn dataset(pool: &Pool, facts: DatasetFacts) -> Self;
+    fn snapshot(pool: &Pool, facts: SnapshotFacts) -> Self;
+    /// `name`: `DATASET` or `DATASET@SNAPSHOT`.
+    fn removed(name: String) -> Self;
+}
+
+/// The reason why the changes end before their watcher leaves.
+#[derive(Debug, thiserror::Error)]
+pub enum WatchError {
+    /// The caller has lost the right to watch.
+    #[error(transparent)]
+    Denied(#[from] Denied),
+    #[error(transparent)]
+    Control(#[from] ControlError),
+}
+
+impl Classify for WatchError {
+    fn class(&self) -> Class {
+        match self {
+            Self::Denied(denied) => denied.class(),
+            Self::Control(error) => error.class(),
+        }
+    }
+}
+
+/// The pool that is watched, and by whom.
+pub struct Watched {
+    pub access: Arc<Access>,
+    pub tasks: Tasks,
+    pub browser: Browser,
+    pub caller: Caller,
+}
+
+/// The watcher has gone.
+struct Gone;
+
+type Changes<T> = mpsc::Sender<Result<T, WatchError>>;
+
+/// The state that a watcher was told last.
+struct Last<T> {
+    tasks: HashMap<u64, T>,
+    datasets: HashMap<String, T>,
+    snapshots: HashMap<String, T>,
+}
+
+/// Every object as it is, then each change, until this is dropped or an error ends it. `place`:
+/// among those who watch.
+pub fn watch<T: Told>(
+    watched: Watched,
+    place: OwnedSemaphorePermit,
+) -> impl Stream<Item = Result<T, WatchError>> + Send + 'static {
+    let (to, changes) = mpsc::channel(1);
+    let held = (place, AbortOnDropHandle::new(tokio::spawn(watched.tell(to))));
+    ReceiverStream::new(changes).map(move |change| {
+        let _held = &held;
+        change
+    })
+}
+
+/// The object that a task works on. A task of a whole pool is for those who see all of it.
+pub fn resource(task: &control::Task) -> Resource {
+    match &task.dataset {
+        Some(dataset) => Resource::dataset(&task.pool, dataset),
+        None => Resource::dataset(&task.pool, "*"),
+    }
+}
+
+async fn send<T>(to: &Changes<T>, change: T) -> Result<(), Gone> {
+    to.send(Ok(change)).await.map_err(|_| Gone)
+}
+
+impl Watched {
+    async fn tell<T: Told>(self, to: Changes<T>) {
+        let mut last =
+            Last { tasks: HashMap::new(), datasets: HashMap::new(), snapshots: HashMap::new() };
+        let mut tasks = self.tasks.watch();
+        let mut look = Instant::now();
+        loop {
+            tasks.mark_unchanged();
+            if self.tell_tasks(&mut last, &to).await.is_err() {
+                return;
+            }
+            if Instant::now() >= look {
+                match self.tell_records(&mut last, &to).await {
+                    Ok(Ok(())) => look = Instant::now() + POLL_INTERVAL,
+                    Ok(Err(Gone)) => return,
+                    Err(error) => {
+                        let _gone = to.send(Err(error)).await;
+                        return;
+                    }
+                }
+            }
+            tokio::time::sleep(PAUSE).await;
+            tokio::select! {
+                changed = tasks.changed() => if changed.is_err() { return },
+                () = tokio::time::sleep_until(look) => {}
+                () = to.closed() => return,
+            }
+        }
+    }
+
+    async fn allow(&self, resource: &Resource) -> Result<(), Denied> {
+        self.access.authorizer.allow(&self.caller, Action::List, resource).await
+    }
+
+    async fn tell_tasks<T: Told>(&self, last: &mut Last<T>, to: &Changes<T>) -> Result<(), Gone> {
+        let now = self.tasks.list();
+        last.tasks.retain(|id, _| now.iter().any(|task| task.id == *id));
+        // The oldest first.
+        for task in now.into_iter().rev() {
+            let (id, resource) = (task.id, resource(&task));
+            let task = T::task(task);
+            if last.tasks.get(&id) != Some(&task) && self.allow(&resource).await.is_ok() {
+                last.tasks.insert(id, task.clone());
+                send(to, task).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn tell_records<T: Told>(
+        &self,
+        last: &mut Last<T>,
+        to: &Changes<T>,
+    ) -> Result<Result<(), Gone>, WatchError> {
+        let pool = self.browser.pool();
+        // A token may have expired, or been taken out of its file.
+        self.allow(&Resource::pool(&pool.name)).await?;
+        let (mut datasets, mut snapshots) = (HashMap::new(), HashMap::new());
+        for facts in self.browser.datasets().await? {
+            let name = facts.dataset.name.to_string();
+            if self.allow(&Resource::dataset(&pool.name, &name)).await.is_ok() {
+                let facts = self.access.known_facts(&self.caller, &pool.name, facts).await;
+                datasets.insert(name, T::dataset(pool, facts));
+            }
+        }
+        for facts in self.browser.snapshots(None).await? {
+            if self.allow(&Resource::dataset(&pool.name, &facts.dataset)).await.is_ok() {
+                let name = format!("{}@{}", facts.dataset, facts.name);
+                snapshots.insert(name, T::snapshot(pool, facts));
+            }
+        }
+        Ok(last.changes(datasets, snapshots, to).await)
+    }
+}
+
+impl<T: Told> Last<T> {
+    async fn changes(
+        &mut self,
+        datasets: HashMap<String, T>,
+        snapshots: HashMap<String, T>,
+        to: &Changes<T>,
+    ) -> Result<(), Gone> {
+        for (now, last) in [(&datasets, &self.datasets), (&snapshots, &self.snapshots)] {
+            for (name, change) in now {
+                if last.get(name) != Some(change) {
+                    send(to, change.clone()).await?;
+                }
+            }
+        }
+        let gone = self.datasets.keys().filter(|name| !datasets.contains_key(*name));
+        // A writable snapshot is both a dataset and a snapshot, and is told once.
+        let gone_too = self
+            .snapshots
+            .keys()
+            .filter(|name| !snapshots.contains_key(*name) && !self.datasets.contains_key(*name));
+        for name in gone.chain(gone_too) {
+            send(to, T::removed(name.clone())).await?;
+        }
+        (self.datasets, self.snapshots) = (datasets, snapshots);
+        Ok(())
+    }
+}
