@@ -4,6 +4,7 @@
 use super::access::{Peer, Transport};
 use super::auth::tls::{Tls, fingerprint};
 use super::paced::{Paced, PacedBody};
+use super::strangers::{Connection, Strangers, UNKNOWN_LIMIT};
 use axum::Router;
 use axum::body::Body;
 use axum::http::{Request, Version};
@@ -47,6 +48,7 @@ pub struct Listener {
     router: Router,
     tls: Option<Arc<Tls>>,
     places: Arc<Semaphore>,
+    strangers: Arc<Strangers>,
     stop: CancellationToken,
     connections: TaskTracker,
 }
@@ -54,7 +56,8 @@ pub struct Listener {
 impl Listener {
     pub fn new(router: Router, tls: Option<Arc<Tls>>, stop: CancellationToken) -> Self {
         let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-        Self { router, tls, places, stop, connections: TaskTracker::new() }
+        let (strangers, connections) = (Arc::default(), TaskTracker::new());
+        Self { router, tls, places, strangers, stop, connections }
     }
 
     /// Serves a TCP socket until stopped.
@@ -77,7 +80,10 @@ impl Listener {
             self.connections.spawn(async move {
                 let _permit = permit;
                 match uid {
-                    Ok(uid) => this.serve(stream, Peer { uid: Some(uid), ..Peer::default() }).await,
+                    Ok(uid) => {
+                        let peer = Peer { uid: Some(uid), ..Peer::default() };
+                        this.serve(stream, peer, this.strangers.enter(None)).await;
+                    }
                     Err(error) => tracing::debug!(%error, "a peer without a user was refused"),
                 }
             });
@@ -120,29 +126,40 @@ impl Listener {
             tracing::debug!(%error, "cannot turn off Nagle's algorithm");
         }
         let peer = Peer { at: Some(at), ..Peer::default() };
-        let Some(tls) = &self.tls else { return self.serve(stream, peer).await };
-        let accepted = tokio::time::timeout(HEADER_LIMIT, tls.acceptor().accept(stream)).await;
+        let connection = self.strangers.enter(Some(at.ip()));
+        let Some(tls) = &self.tls else { return self.serve(stream, peer, connection).await };
+        let accepted = tokio::time::timeout(HEADER_LIMIT, tls.acceptor().accept(stream));
+        let accepted = tokio::select! {
+            () = connection.ousted() => return,
+            accepted = accepted => accepted,
+        };
         match accepted {
             Ok(Ok(stream)) => {
                 let certificate = fingerprint(stream.get_ref().1);
                 let peer = Peer { certificate, transport: Transport::Tls, ..peer };
-                self.serve(stream, peer).await;
+                self.serve(stream, peer, connection).await;
             }
             Ok(Err(error)) => tracing::debug!(%at, %error, "no TLS connection"),
             Err(_) => tracing::debug!(%at, "no TLS connection in time"),
         }
     }
 
-    async fn serve<S: AsyncRead + AsyncWrite + Send + 'static>(&self, stream: S, peer: Peer) {
+    async fn serve<S: AsyncRead + AsyncWrite + Send + 'static>(
+        &self,
+        stream: S,
+        peer: Peer,
+        of: Arc<Connection>,
+    ) {
         let has_asked = Arc::new(AtomicBool::new(false));
         let service = hyper::service::service_fn({
-            let (router, has_asked) = (self.router.clone(), has_asked.clone());
+            let (router, has_asked, of) = (self.router.clone(), has_asked.clone(), of.clone());
             move |request: Request<Incoming>| {
                 has_asked.store(true, Ordering::Relaxed);
-                let router = router.clone();
+                let (router, of) = (router.clone(), of.clone());
                 async move {
                     let mut request = request.map(Body::new);
                     request.extensions_mut().insert(peer);
+                    request.extensions_mut().insert(of);
                     let version = request.version();
                     let answer: Result<_, Infallible> = router.oneshot(request).await;
                     answer.map(|answer| answer.map(|body| paced(version, body)))
@@ -152,9 +169,6 @@ impl Listener {
         let builder = builder();
         let connection = builder.serve_connection(TokioIo::new(Paced::new(stream)), service);
         let mut connection = std::pin::pin!(connection);
-        // The version of HTTP is found out before any other limit holds.
-        let late = tokio::time::sleep(HEADER_LIMIT);
-        let mut late = std::pin::pin!(late);
         let stopping = async {
             self.stop.cancelled().await;
             // Whoever has just connected is answered.
@@ -163,8 +177,12 @@ impl Listener {
             }
         };
         let mut stopping = std::pin::pin!(stopping);
-        let mut waits = true;
+        let overdue = overdue(&of, &has_asked);
+        let mut overdue = std::pin::pin!(overdue);
+        let grace = tokio::time::sleep(UNKNOWN_LIMIT + STOP_GRACE);
+        let mut grace = std::pin::pin!(grace);
         let mut stops = true;
+        let mut waits = true;
         loop {
             tokio::select! {
                 ended = connection.as_mut() => {
@@ -177,13 +195,28 @@ impl Listener {
                     stops = false;
                     connection.as_mut().graceful_shutdown();
                 }
-                () = late.as_mut(), if waits => {
-                    waits = false;
+                () = of.ousted() => return,
+                () = overdue.as_mut(), if waits => {
                     if !has_asked.load(Ordering::Relaxed) {
                         return;
                     }
+                    waits = false;
+                    connection.as_mut().graceful_shutdown();
                 }
+                () = grace.as_mut(), if !waits => return,
             }
+        }
+    }
+}
+
+/// Waits until a connection has had its time without a request, or without one of a known caller.
+async fn overdue(of: &Connection, has_asked: &AtomicBool) {
+    // The version of HTTP is found out before any other limit holds.
+    tokio::time::sleep(HEADER_LIMIT).await;
+    if has_asked.load(Ordering::Relaxed) {
+        tokio::time::sleep(UNKNOWN_LIMIT.saturating_sub(HEADER_LIMIT)).await;
+        if of.is_known() {
+            std::future::pending::<()>().await;
         }
     }
 }

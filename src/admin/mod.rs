@@ -19,6 +19,7 @@ mod paced;
 mod problem;
 pub mod rest;
 mod state;
+mod strangers;
 mod watch;
 mod web;
 

@@ -2,6 +2,9 @@
 
 use super::http::{Ask, read};
 use super::server::Server;
+use axum::body::Body;
+use axum::http::Request;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::Duration;
@@ -109,6 +112,32 @@ async fn slow_clients_do_not_keep_others_out() {
         })
     });
     assert_eq!(server.get("/pools").status, 200);
+}
+
+/// HTTP/2 has pings for idle connections, which a client answers for as long as it likes.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_without_a_token_ends_and_one_with_a_token_stays() {
+    let server = Server::start();
+    let open = async |path: &str, token: Option<&str>| {
+        let stream = tokio::net::TcpStream::connect(server.admin).await.unwrap();
+        let (mut asks, connection) =
+            hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
+                .await
+                .unwrap();
+        let lives = tokio::spawn(connection);
+        let mut request = Request::get(format!("http://{}{path}", server.admin));
+        if let Some(token) = token {
+            request = request.header("authorization", format!("Bearer {token}"));
+        }
+        let answer = asks.send_request(request.body(Body::empty()).unwrap()).await.unwrap();
+        assert_eq!(answer.status(), 200, "{path}");
+        (asks, lives)
+    };
+    let known = open("/api/v1/pools", Some(server.token("viewer"))).await;
+    let unknown = open("/api/v1/openapi.json", None).await;
+    let ended = tokio::time::timeout(Duration::from_secs(40), unknown.1).await;
+    assert!(ended.is_ok(), "a connection without a token stays");
+    assert!(!known.1.is_finished());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -147,6 +147,7 @@ pub(super) async fn admit(
         Ok(known) => known,
         Err(problem) => return refused(&problem),
     };
+    Connection::identified_by(request.extensions());
     let asked = timeout_of(headers);
     let Ok(place) = admission.calls.clone().try_acquire_owned() else {
         let why = format!("{CALLS_MAX} calls are in progress: retry");

@@ -30,6 +30,7 @@ use super::access::{Authenticated, Peer};
 use super::auth::{Action, Download};
 use super::problem::Problem;
 use super::state::{Admin, audited};
+use super::strangers::Connection;
 use super::web;
 use crate::catalog::Dataset;
 use crate::control::ControlError;
@@ -231,6 +232,7 @@ async fn identify(State(rest): State<Rest>, mut request: Request, next: Next) ->
     let (method, uri) = (request.method().clone(), request.uri().clone());
     match rest.admin.access.identify(peer, &method, &uri, request.headers()).await {
         Ok(known) => {
+            Connection::identified_by(request.extensions());
             // Other interfaces know the caller alone.
             request.extensions_mut().insert(known.caller.clone());
             request.extensions_mut().insert(known);

@@ -1,0 +1,130 @@
+//! Connections on which nobody has been identified: their time has a limit, and their number from
+//! one address, so that nobody without a token holds the places of others.
+
+use axum::http::Extensions;
+use parking_lot::Mutex;
+use std::collections::{HashMap, VecDeque};
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+use tokio_util::sync::CancellationToken;
+
+/// The time in which a connection has to bring a request of a known caller.
+pub const UNKNOWN_LIMIT: Duration = Duration::from_secs(20);
+/// Connections from one address on which nobody is known. A further one ends the oldest of them, so
+/// that whoever has a token gets in beside any number of others behind the same address.
+const EACH_MAX: usize = 256;
+
+/// The connections of one address, the oldest first. Without an address: of a unix socket.
+type Waiting = HashMap<Option<IpAddr>, VecDeque<(u64, CancellationToken)>>;
+
+#[derive(Default)]
+pub struct Strangers {
+    waiting: Mutex<Waiting>,
+    last: AtomicU64,
+}
+
+/// A connection. It counts among the strangers until its caller is identified, or it ends.
+pub struct Connection {
+    strangers: Arc<Strangers>,
+    from: Option<IpAddr>,
+    id: u64,
+    ousted: CancellationToken,
+    is_known: AtomicBool,
+}
+
+impl Strangers {
+    /// Begins to count a connection.
+    pub fn enter(self: &Arc<Self>, from: Option<IpAddr>) -> Arc<Connection> {
+        let (id, ousted) = (self.last.fetch_add(1, Ordering::Relaxed), CancellationToken::new());
+        let mut waiting = self.waiting.lock();
+        let of = waiting.entry(from).or_default();
+        of.push_back((id, ousted.clone()));
+        if of.len() > EACH_MAX
+            && let Some((_, oldest)) = of.pop_front()
+        {
+            oldest.cancel();
+        }
+        drop(waiting);
+        Arc::new(Connection {
+            strangers: self.clone(),
+            from,
+            id,
+            ousted,
+            is_known: AtomicBool::new(false),
+        })
+    }
+
+    fn leave(&self, from: Option<IpAddr>, id: u64) {
+        let mut waiting = self.waiting.lock();
+        if let Some(of) = waiting.get_mut(&from) {
+            of.retain(|(waits, _)| *waits != id);
+            if of.is_empty() {
+                waiting.remove(&from);
+            }
+        }
+    }
+}
+
+impl Connection {
+    /// Somebody has been identified on it.
+    pub fn identified(&self) {
+        if !self.is_known.swap(true, Ordering::Relaxed) {
+            self.strangers.leave(self.from, self.id);
+        }
+    }
+
+    /// The same, of the connection of a request.
+    pub fn identified_by(extensions: &Extensions) {
+        if let Some(connection) = extensions.get::<Arc<Self>>() {
+            connection.identified();
+        }
+    }
+
+    pub fn is_known(&self) -> bool {
+        self.is_known.load(Ordering::Relaxed)
+    }
+
+    /// Waits until a newer connection takes its place.
+    pub async fn ousted(&self) {
+        self.ousted.cancelled().await;
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        if !self.is_known() {
+            self.strangers.leave(self.from, self.id);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(last: u8) -> Option<IpAddr> {
+        Some(IpAddr::from([192, 0, 2, last]))
+    }
+
+    #[test]
+    fn the_oldest_stranger_of_an_address_makes_room() {
+        let strangers = Arc::new(Strangers::default());
+        let other = strangers.enter(at(2));
+        let known = strangers.enter(at(1));
+        known.identified();
+        let all: Vec<_> = (0..=EACH_MAX).map(|_| strangers.enter(at(1))).collect();
+        let ousted = |of: &Connection| of.ousted.is_cancelled();
+        assert!(ousted(&all[0]) && !all[1..].iter().any(|of| ousted(of)));
+        assert!(!ousted(&known) && !ousted(&other));
+        // Those that leave or become known make room as well.
+        all[1].identified();
+        let next = strangers.enter(at(1));
+        assert!(!ousted(&all[2]));
+        let after = strangers.enter(at(1));
+        assert!(ousted(&all[2]) && !ousted(&next) && !ousted(&all[1]));
+        drop((all, next, after, other, known));
+        assert!(strangers.waiting.lock().is_empty());
+    }
+}
