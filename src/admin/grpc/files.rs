@@ -28,8 +28,9 @@ use tonic::{Request, Response, Status};
 const LIST_DEFAULT: usize = 1000;
 /// Clients take answers of up to 4 MiB unless they say otherwise.
 const ANSWER_BYTES_MAX: usize = 3 << 20;
-/// Bytes of a file in one message. Pieces of 4 MiB are cut: with their frame they would be more
-/// than clients take by default, and many small messages flow better than few large ones.
+/// Bytes of a file in one message. Pieces of 4 MiB are cut: with its fields' own bytes a message of
+/// 4 MiB is more than clients take by default, and many small messages flow better than few large
+/// ones.
 const DATA_BYTES: usize = 1 << 20;
 /// Differences or hits in one message.
 const GROUP: usize = 500;
@@ -438,4 +439,21 @@ async fn plan(
         plan.existing += one.existing;
     }
     Ok(plan)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What clients of gRPC take by default.
+    const CLIENT_BYTES_MAX: usize = 4 << 20;
+
+    #[test]
+    fn a_piece_fits_into_the_messages_of_every_client() {
+        let message = |bytes| ReadFileResponse {
+            part: Some(read_file_response::Part::Data(vec![0; bytes].into())),
+        };
+        assert!(message(DATA_BYTES).encoded_len() < CLIENT_BYTES_MAX);
+        assert_eq!(message(4 << 20).encoded_len(), CLIENT_BYTES_MAX + 5);
+    }
 }
