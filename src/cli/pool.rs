@@ -1,9 +1,9 @@
-//! `pool create`, `pool info`, `pool change-key`.
+//! `pool create`, `pool info`, `pool change-key`, `pool upgrade`.
 
 use super::args::{Common, NewKeyArgs, Output, PoolCommand};
 use super::exit::Wrong;
 use crate::app;
-use crate::catalog::{Catalog, PoolRecord};
+use crate::catalog::{Catalog, PoolRecord, RECORD_FORMAT};
 use crate::types::Class;
 use serde_json::{Value, json};
 
@@ -17,6 +17,10 @@ pub fn run(command: PoolCommand) -> anyhow::Result<()> {
                 print(common.output, &opened.pool.catalog, "pool")
             }
             PoolCommand::ChangeKey { new, common } => change_key(&new, &common).await,
+            PoolCommand::Upgrade { common } => {
+                let opened = common.place.pool_itself().await?;
+                upgrade(common.output, &opened.pool.catalog)
+            }
         }
     })
 }
@@ -44,6 +48,16 @@ async fn change_key(new: &NewKeyArgs, common: &Common) -> anyhow::Result<()> {
         catalog.change_secret(&secret).await?;
     }
     print(common.output, catalog, "changed the key of pool")
+}
+
+/// There has been one format so far: a pool that could be opened has it, as a newer one is refused,
+/// and nothing is to be done.
+fn upgrade(output: Output, catalog: &Catalog) -> anyhow::Result<()> {
+    let (id, url) = (catalog.pool().id, catalog.bucket().url());
+    let report = json!({ "id": id, "url": url, "format": RECORD_FORMAT, "upgraded": false });
+    output.print(&report, |_| {
+        format!("pool {id} at {url} has format {RECORD_FORMAT}, the newest: nothing to do\n")
+    })
 }
 
 fn print(output: Output, catalog: &Catalog, what: &str) -> anyhow::Result<()> {

@@ -126,6 +126,21 @@ fn errors_have_codes_and_name_the_object() {
 }
 
 #[test]
+fn a_pool_of_the_newest_format_needs_no_upgrade_and_a_newer_one_is_refused() {
+    let cli = Cli::with_pool();
+    let done = cli.ok(&["pool", "upgrade"]);
+    assert!(done.contains("has format 1, the newest: nothing to do"), "{done}");
+    let told = cli.json(&["pool", "upgrade"]);
+    assert_eq!((&told["format"], &told["upgraded"]), (&1.into(), &false.into()));
+    let newer = cli.path().join("pool/pool/00000000000000000002");
+    std::fs::write(newer, r#"{"format":2,"check":{},"id":"x"}"#).unwrap();
+    for command in ["upgrade", "info"] {
+        let refused = cli.run(&["pool", command]);
+        assert!(refused.code == 13 && refused.err.contains("use a newer one"), "{refused:?}");
+    }
+}
+
+#[test]
 fn a_pool_that_is_missing_or_elsewhere_is_refused() {
     let cli = Cli::empty();
     let missing = cli.run(&["dataset", "list"]);

@@ -33,6 +33,11 @@ pub enum PoolCommand {
         #[command(flatten)]
         common: Common,
     },
+    /// Bring a pool to the newest format. So far there is one: it says so, and changes nothing
+    Upgrade {
+        #[command(flatten)]
+        common: Common,
+    },
 }
 
 #[derive(Args, Clone, Debug)]
