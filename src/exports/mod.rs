@@ -8,7 +8,8 @@
 //! A **closed** dataset is closed and released, so that it can be deleted, or opened elsewhere. Its
 //! handles stay valid: clients that have mounted it send no MNT again, so a call on a handle opens
 //! it, and waits. For the same reason the datasets that this node owns are opened at start, and
-//! every released dataset counts as closed then.
+//! every released dataset counts as closed then. One that was closed by others, or has failed, is
+//! opened again as well, unless it has another owner (R25, R33).
 //!
 //! An export is idle by the time of its last call, which is written *before* the call looks the
 //! export up: a call that finds it before it is closed is seen by the task that closes it.
@@ -16,18 +17,20 @@
 //! A snapshot, or a dataset that is one, has no owner and is never closed: only the process's
 //! snapshot readers have it open, which are closed when they are idle.
 //!
-//! A volume that is also staged through CSI is in use, and not closed. Its mount outlives this
-//! process, so it is reopened, closed and released by the node's use cases alone; after a restart
-//! its handles are stale here until it is mounted again.
+//! A volume that is also staged through CSI is in use, and not closed here. Its mount outlives this
+//! process, so it is reopened by the node's use cases alone: after a restart its handles are stale
+//! here until it is mounted again. Unstaging it closes and releases it, so that it can be used
+//! elsewhere at once; where its export is in use, the next call opens it again.
 
-use crate::catalog::{CatalogError, State};
+use crate::catalog::State;
 use crate::control::node::Mounts;
 use crate::control::{Carriers, ControlError, Pool, Pools, takeover};
 use crate::fs::FsError;
+use crate::fs::api::FileSystem;
 use crate::nfs::{
     Export, ExportId, ExportTable, Found, Listed, MountPoint, MountRefused, Registry,
 };
-use crate::types::{Backoff, Class, Classify, DatasetId, DatasetName, SnapshotId, SnapshotName};
+use crate::types::{Backoff, Class, Classify, DatasetId};
 use crate::volume::{CloseReason, Closing, ExportedFs, Lost, VolumeError, Volumes};
 use futures::future::BoxFuture;
 use parking_lot::{Mutex, RwLock};
@@ -39,8 +42,11 @@ use std::time::{Duration, Instant};
 use tokio::sync::broadcast::error::RecvError;
 use tokio_util::sync::CancellationToken;
 
+mod named;
 #[cfg(test)]
 mod tests;
+
+use named::{Named, export_id};
 
 /// Volumes opened at once after a restart.
 const REOPENS_AT_ONCE: usize = 8;
@@ -69,9 +75,9 @@ pub struct Exports {
     opened: Mutex<HashMap<DatasetId, Arc<Used>>>,
     /// The same by the id in handles.
     used: RwLock<HashMap<ExportId, Arc<Used>>>,
-    closed: Mutex<HashMap<ExportId, DatasetId>>,
-    /// Snapshots that existed at the start, and those mounted since.
-    snapshots: Mutex<HashMap<ExportId, SnapshotId>>,
+    /// The exports that a call may open: those that existed at the start, and those mounted since,
+    /// except those of datasets that other nodes own.
+    known: RwLock<HashMap<ExportId, Named>>,
     started: Instant,
 }
 
@@ -97,8 +103,7 @@ impl Exports {
             registry: Registry::default(),
             opened: Mutex::default(),
             used: RwLock::default(),
-            closed: Mutex::default(),
-            snapshots: Mutex::default(),
+            known: RwLock::default(),
             started: Instant::now(),
         });
         exports.watch_losses();
@@ -118,7 +123,7 @@ impl Exports {
     async fn reopen(self: Arc<Self>) -> Result<(), ControlError> {
         let Some(pool) = self.pool().cloned() else { return Ok(()) };
         let node = self.volumes.settings().node.clone();
-        let mut ours: Vec<DatasetId> = Vec::new();
+        let (mut ours, mut known) = (Vec::new(), HashMap::new());
         for dataset in pool
             .catalog
             .datasets()
@@ -129,25 +134,27 @@ impl Exports {
         {
             match &dataset.owner {
                 Some(owner) if owner.node == node && !(self.is_staged)(dataset.id()) => {
-                    ours.push(dataset.id());
+                    ours.push(Named::Dataset(dataset.id()));
                 }
-                Some(_) => {}
-                None => {
-                    self.closed.lock().insert(export_id(dataset.id()), dataset.id());
-                }
+                Some(_) => continue,
+                None => {}
             }
+            let named = Named::Dataset(dataset.id());
+            known.insert(named.export(), named);
         }
         for snapshot in pool.catalog.snapshots(None).await?.into_iter().map(|at| at.record) {
             if snapshot.state == State::Ready && !snapshot.implied {
-                self.snapshots.lock().insert(snapshot_export(snapshot.id()), snapshot.id());
+                let named = Named::Snapshot(snapshot.id());
+                known.insert(named.export(), named);
             }
         }
-        ours.iter().for_each(|id| self.registry.announce(export_id(*id)));
+        *self.known.write() = known;
+        ours.retain(|named| self.registry.announce(named.export()));
         let exports = self.clone();
         tokio::spawn(async move {
             use futures::StreamExt;
             let opens = futures::stream::iter(ours)
-                .map(|id| exports.clone().open_for_waiting(pool.clone(), Named::Dataset(id)));
+                .map(|named| exports.clone().open_for_waiting(pool.clone(), named));
             opens.buffer_unordered(REOPENS_AT_ONCE).collect::<Vec<()>>().await;
         });
         Ok(())
@@ -177,7 +184,7 @@ impl Exports {
                         %error,
                         "cannot open a dataset that clients have mounted; their handles are stale"
                     );
-                    self.snapshots.lock().remove(&what.export());
+                    self.known.write().remove(&what.export());
                     self.registry.remove(what.export());
                     return;
                 }
@@ -195,7 +202,7 @@ impl Exports {
             Named::Snapshot(id) => {
                 let (served, key) = self.volumes.export_snapshot(&pool.catalog, id).await?;
                 let export = Export::new(what.export(), served, key);
-                self.snapshots.lock().insert(export.id, id);
+                self.known.write().insert(export.id, what);
                 self.registry.publish(export.clone());
                 Ok(export)
             }
@@ -215,7 +222,7 @@ impl Exports {
             self.used.write().insert(export.id, used.clone());
             self.opened.lock().insert(id, used);
         }
-        self.closed.lock().remove(&export.id);
+        self.known.write().insert(export.id, Named::Dataset(id));
         self.registry.republish(export.clone());
         drop(volume);
         Ok(export)
@@ -232,6 +239,7 @@ impl Exports {
             let old: Vec<(DatasetId, Arc<Used>)> =
                 self.opened.lock().iter().map(|(id, used)| (*id, used.clone())).collect();
             for (id, used) in old {
+                self.drop_ended(id);
                 let last = used.0.load(Ordering::SeqCst);
                 if last < since {
                     // A failure is logged already.
@@ -246,7 +254,7 @@ impl Exports {
         let Some(used) = self.opened.lock().get(&id).cloned() else {
             let closing = self.volumes.close_for(id, CloseReason::Unused).await;
             if matches!(closing, Ok(Closing::Closed)) {
-                self.note_closed(id);
+                self.drop_ended(id);
             }
             return closing;
         };
@@ -257,16 +265,25 @@ impl Exports {
         self.close_unused(id, &used, last).await
     }
 
-    /// A client may have mounted the dataset while it was being closed: the next call opens it
-    /// again.
-    fn note_closed(&self, id: DatasetId) {
-        let export = export_id(id);
-        if self.volumes.get(id).is_none() && matches!(self.registry.find(export), Found::Open(_)) {
-            // This comes first, as in `close_unused`.
-            self.closed.lock().insert(export, id);
-            self.registry.remove(export);
-            self.opened.lock().remove(&id);
-            self.used.write().remove(&export);
+    /// Drops the export of a volume that was closed under it, by an unstage for example: the next
+    /// call opens it again.
+    fn drop_ended(&self, id: DatasetId) {
+        let used = self.opened.lock().get(&id).cloned();
+        if let Found::Open(export) = self.registry.find(export_id(id))
+            && may_be_reopened(&export)
+            && self.registry.remove_export(&export)
+            && let Some(used) = used
+        {
+            self.forget_used(id, &used);
+        }
+    }
+
+    /// Forgets that an export was opened, unless it was opened again since.
+    fn forget_used(&self, id: DatasetId, used: &Used) {
+        let mut opened = self.opened.lock();
+        if opened.get(&id).is_some_and(|now| std::ptr::eq(Arc::as_ptr(now), used)) {
+            opened.remove(&id);
+            self.used.write().remove(&export_id(id));
         }
     }
 
@@ -278,14 +295,14 @@ impl Exports {
         used: &Used,
         last: u64,
     ) -> Result<Closing, VolumeError> {
-        // This comes first: a call that does not find it open must find it closed, and opens it
-        // again, which waits for the close below.
-        self.closed.lock().insert(export_id(id), id);
-        let Some(export) = self.registry.remove(export_id(id)) else {
-            // Lost.
-            self.closed.lock().remove(&export_id(id));
-            self.opened.lock().remove(&id);
-            return Ok(Closing::InUse);
+        // A call that does not find it opens it again, which waits for the close below.
+        let export = match self.registry.find(export_id(id)) {
+            Found::Open(export) if self.registry.remove_export(&export) => export,
+            // Lost, or being opened again after it was closed by others.
+            _ => {
+                self.forget_used(id, used);
+                return Ok(Closing::InUse);
+            }
         };
         let closing = if used.0.load(Ordering::SeqCst) == last {
             self.volumes.close_for(id, CloseReason::Unused).await
@@ -294,7 +311,6 @@ impl Exports {
         };
         match &closing {
             Ok(Closing::InUse) => {
-                self.closed.lock().remove(&export.id);
                 self.registry.publish(export);
                 return closing;
             }
@@ -314,12 +330,7 @@ impl Exports {
                 );
             }
         }
-        let mut opened = self.opened.lock();
-        // The dataset may have been opened again by now.
-        if opened.get(&id).is_some_and(|now| std::ptr::eq(Arc::as_ptr(now), used)) {
-            opened.remove(&id);
-            self.used.write().remove(&export.id);
-        }
+        self.forget_used(id, used);
         closing
     }
 
@@ -329,16 +340,23 @@ impl Exports {
             used.0.store(self.now(), Ordering::SeqCst);
         }
         match self.registry.find(id) {
+            Found::Open(export) if may_be_reopened(&export) => {
+                self.registry.remove_export(&export);
+            }
             Found::Unknown => {}
             found => return found,
         }
-        let dataset = self.closed.lock().remove(&id).map(Named::Dataset);
-        let snapshot = || self.snapshots.lock().get(&id).copied().map(Named::Snapshot);
-        let Some(what) = dataset.or_else(snapshot) else { return Found::Unknown };
-        let Some(pool) = self.pool().cloned() else { return Found::Unknown };
-        self.registry.announce(id);
-        tokio::spawn(self.clone().open_for_waiting(pool, what));
-        Found::Opening
+        self.find_closed(id)
+    }
+
+    /// Begins to open a closed export, unless that has begun.
+    fn find_closed(self: &Arc<Self>, id: ExportId) -> Found<ExportedFs> {
+        let named = self.known.read().get(&id).copied();
+        let Some((named, pool)) = named.zip(self.pool().cloned()) else { return Found::Unknown };
+        if self.registry.announce(id) {
+            tokio::spawn(self.clone().open_for_waiting(pool, named));
+        }
+        self.registry.find(id)
     }
 
     fn watch_losses(self: &Arc<Self>) {
@@ -365,29 +383,35 @@ impl Exports {
             // Opened again since.
             return;
         }
-        let has_new_owner = matches!(lost.why, FsError::Fenced | FsError::Stale);
-        if has_new_owner {
-            self.registry.lose(export);
-        } else {
-            // This comes first: a call that does not find it open must find it closed.
-            self.closed.lock().insert(export, id);
-            self.registry.remove(export);
+        if !is_final(&lost.why) {
+            return self.drop_ended(id);
         }
+        self.known.write().remove(&export);
+        self.registry.lose(export);
         self.opened.lock().remove(&id);
         self.used.write().remove(&export);
     }
 
+    /// As [`Self::lose`], after reports were missed.
     fn lose_missing(&self) {
         let opened: Vec<DatasetId> = self.opened.lock().keys().copied().collect();
         for id in opened.into_iter().filter(|id| self.volumes.get(*id).is_none()) {
-            self.registry.lose(export_id(id));
+            let export = export_id(id);
+            match self.registry.find(export) {
+                Found::Open(open) if may_be_reopened(&open) => self.drop_ended(id),
+                Found::Open(_) => {
+                    self.known.write().remove(&export);
+                    self.registry.lose(export);
+                }
+                Found::Opening | Found::Unknown => {}
+            }
         }
     }
 
     /// Flushes, closes and releases the datasets opened here. Returns the first failure after
     /// having tried all.
     pub async fn close(&self, limit: Duration) -> Result<(), VolumeError> {
-        self.closed.lock().clear();
+        self.known.write().clear();
         let opened: Vec<DatasetId> = self.opened.lock().drain().map(|(id, _)| id).collect();
         for id in &opened {
             self.registry.remove(export_id(*id));
@@ -399,75 +423,17 @@ impl Exports {
         unused.retain(|id| !(self.is_staged)(*id));
         self.volumes.close_within(unused, limit).await
     }
-
-    /// A dataset's name may hold `@` itself: a dataset of the whole name comes first, then the last
-    /// `@` counts.
-    async fn find_named(&self, name: &[u8]) -> Result<(Pool, Named), MountRefused> {
-        let path = std::str::from_utf8(name).map_err(|_| MountRefused::NotFound)?;
-        let pool = self.pool().ok_or(MountRefused::NotFound)?;
-        let unavailable = |error: CatalogError| MountRefused::Unavailable(error.to_string());
-        if path.is_empty() {
-            let default = pool.catalog.default_dataset().await.map_err(unavailable)?;
-            let default = default.ok_or(MountRefused::NotFound)?;
-            return Ok((pool.clone(), Named::Dataset(default)));
-        }
-        let find = async |name: &str| {
-            let name: DatasetName = name.parse().map_err(|_| MountRefused::NotFound)?;
-            Ok::<_, MountRefused>(
-                pool.catalog.dataset(&name).await.map_err(unavailable)?.map(|at| at.record),
-            )
-        };
-        if let Some(dataset) = find(path).await?.filter(|dataset| dataset.state == State::Ready) {
-            return Ok((pool.clone(), Named::Dataset(dataset.id())));
-        }
-        let (dataset, snapshot) = path.rsplit_once('@').ok_or(MountRefused::NotFound)?;
-        let dataset = find(dataset).await?.ok_or(MountRefused::NotFound)?;
-        let snapshot: SnapshotName = snapshot.parse().map_err(|_| MountRefused::NotFound)?;
-        let found = pool
-            .catalog
-            .snapshot(dataset.id(), &snapshot)
-            .await
-            .map_err(unavailable)?
-            .map(|at| at.record);
-        let found = found
-            .filter(|snapshot| snapshot.state == State::Ready)
-            .ok_or(MountRefused::NotFound)?;
-        Ok((pool.clone(), Named::Snapshot(found.id())))
-    }
 }
 
-/// The dataset or snapshot of an export.
-#[derive(Clone, Copy, Debug)]
-enum Named {
-    Dataset(DatasetId),
-    Snapshot(SnapshotId),
+/// Returns whether a volume that ended for this reason must not be opened again for its clients:
+/// another owner has it (R25).
+fn is_final(why: &FsError) -> bool {
+    matches!(why, FsError::Fenced | FsError::Stale)
 }
 
-impl Named {
-    fn export(self) -> ExportId {
-        match self {
-            Self::Dataset(id) => export_id(id),
-            Self::Snapshot(id) => snapshot_export(id),
-        }
-    }
-}
-
-impl std::fmt::Display for Named {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Dataset(id) => write!(f, "{id}"),
-            Self::Snapshot(id) => write!(f, "{id}"),
-        }
-    }
-}
-
-/// The snapshot's own incarnation: two exports never share a handle.
-fn snapshot_export(snapshot: SnapshotId) -> ExportId {
-    ExportId(*snapshot.snapshot.incarnation.as_bytes())
-}
-
-fn export_id(dataset: DatasetId) -> ExportId {
-    ExportId(*dataset.incarnation.as_bytes())
+/// Returns whether an export's file system has ended, and its next call may open it again.
+fn may_be_reopened(export: &Export<ExportedFs>) -> bool {
+    export.fs.ended().is_some_and(|why| !is_final(&why))
 }
 
 /// The users of volumes in `serve`: mounts of staged volumes, and exports.
@@ -493,14 +459,6 @@ impl Mounts for VolumeUsers {
     }
 }
 
-/// The first name of a path, which is an export's, and the rest.
-fn export_and_below(path: &[u8]) -> (&[u8], &[u8]) {
-    let is_slash = |byte: &u8| *byte == b'/';
-    let (_, path) =
-        path.split_at(path.iter().position(|byte| !is_slash(byte)).unwrap_or(path.len()));
-    path.split_at(path.iter().position(is_slash).unwrap_or(path.len()))
-}
-
 /// The table that the NFS server asks.
 #[derive(Clone)]
 pub struct ServeTable(pub Arc<Exports>);
@@ -521,10 +479,11 @@ impl ExportTable for ServeTable {
         path: &[u8],
         peer: SocketAddr,
     ) -> Result<MountPoint<ExportedFs>, MountRefused> {
-        let (name, below) = export_and_below(path);
-        let (pool, id) = self.0.find_named(name).await?;
+        let (name, below) = named::export_and_below(path);
+        let pool = self.0.pool().ok_or(MountRefused::NotFound)?;
+        let id = named::find(pool, name).await?;
         let opened =
-            self.0.open(&pool, id).await.map(|export| MountPoint { export, below: below.into() });
+            self.0.open(pool, id).await.map(|export| MountPoint { export, below: below.into() });
         opened.map_err(|error| match error.class() {
             Class::NotFound => MountRefused::NotFound,
             Class::Precondition | Class::Denied => {

@@ -1,4 +1,4 @@
-//! Closing idle datasets, and the view of their clients when that fails.
+//! Datasets that are closed, by their exports or under them, and the view of their clients.
 
 use super::*;
 use crate::bucket::Bucket;
@@ -65,13 +65,12 @@ impl Serving {
             .unwrap()
             .handle
             .dataset;
-        let idle = Duration::from_secs(3600);
         let exports = Exports::start(
             pools,
             volumes.clone(),
             Carriers::default(),
             Box::new(|_| false),
-            idle,
+            Duration::from_secs(3600),
             CancellationToken::new(),
         )
         .await
@@ -88,6 +87,10 @@ impl Serving {
 
     async fn mount(&self) -> Arc<Export<ExportedFs>> {
         self.table.mount(b"/v", "127.0.0.1:700".parse().unwrap()).await.unwrap().export
+    }
+
+    async fn owner(&self) -> Option<crate::catalog::Owner> {
+        self.catalog.dataset_by_id(self.id).await.unwrap().unwrap().record.owner
     }
 
     /// Parks the dataset as if its idle time had passed.
@@ -109,6 +112,17 @@ impl Serving {
             Found::Opening | Found::Unknown => panic!("its clients get stale handles"),
         }
     }
+}
+
+/// Waits until the file system of an export has ended.
+async fn ended(export: &Export<ExportedFs>) -> FsError {
+    for _ in 0..3000 {
+        if let Some(why) = export.fs.ended() {
+            return why;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("it does not end");
 }
 
 async fn create(export: &Export<ExportedFs>, name: &str) {
@@ -147,9 +161,7 @@ fn an_idle_close_that_fails_makes_its_clients_wait_and_no_handle_stale() {
             }
             serving.exports.close(Duration::from_secs(30)).await.unwrap();
             assert!(serving.volumes.list().is_empty() && serving.volumes.closing().is_empty());
-            let owner =
-                serving.catalog.dataset_by_id(serving.id).await.unwrap().unwrap().record.owner;
-            assert_eq!(owner, None, "{step}");
+            assert_eq!(serving.owner().await, None, "{step}");
         }
     });
 }
@@ -172,16 +184,116 @@ fn a_volume_that_failed_is_opened_again_for_the_next_call() {
         assert!(open.fs.sync().await.is_err());
         losses.recv().await.unwrap();
         drop(open);
-        // The report reaches the exports later, too.
-        for _ in 0..3000 {
-            if serving.exports.opened.lock().is_empty() {
-                break;
-            }
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
+        ended(&first).await;
         let export = serving.found().await;
         let found = export.fs.lookup(&Caller::root(), export.fs.root(), b"early").await;
         assert!(found.is_ok(), "{found:?}");
         serving.exports.close(Duration::from_secs(30)).await.unwrap();
+    });
+}
+
+/// Unstaging a volume closes it, whoever else uses it.
+#[test]
+fn a_volume_that_was_closed_under_its_export_is_opened_for_the_next_call() {
+    run(async {
+        let serving = Serving::new().await;
+        let mut open = serving.mount().await;
+        create(&open, "early").await;
+        for file in ["once", "twice"] {
+            serving.volumes.close(serving.id).await.unwrap();
+            assert_eq!(serving.owner().await, None, "it may be used elsewhere");
+            let again = serving.found().await;
+            assert!(!Arc::ptr_eq(&again, &open), "the closed one is not what is found");
+            create(&again, file).await;
+            for there in ["early", file] {
+                let found =
+                    again.fs.lookup(&Caller::root(), again.fs.root(), there.as_bytes()).await;
+                assert!(found.is_ok(), "{there}: {found:?}");
+            }
+            assert!(serving.owner().await.is_some());
+            open = again;
+        }
+        serving.exports.close(Duration::from_secs(30)).await.unwrap();
+        assert_eq!(serving.owner().await, None, "what was opened again is closed at the end");
+    });
+}
+
+/// Its memory is not kept until somebody calls.
+#[test]
+fn a_volume_that_was_closed_under_its_export_is_dropped() {
+    run(async {
+        let serving = Serving::new().await;
+        let open = Arc::downgrade(&serving.mount().await.fs);
+        serving.volumes.close(serving.id).await.unwrap();
+        assert_eq!(open.strong_count(), 1, "the export has it");
+        serving.exports.drop_ended(serving.id);
+        assert_eq!(open.strong_count(), 0);
+        assert!(serving.exports.opened.lock().is_empty());
+        create(&*serving.found().await, "late").await;
+        serving.exports.drop_ended(serving.id);
+        assert_eq!(serving.exports.opened.lock().len(), 1, "what is open stays");
+        serving.exports.close(Duration::from_secs(30)).await.unwrap();
+    });
+}
+
+#[test]
+fn a_dataset_that_was_deleted_under_its_export_is_stale() {
+    run(async {
+        let serving = Serving::new().await;
+        drop(serving.mount().await);
+        serving.volumes.close(serving.id).await.unwrap();
+        let handle =
+            crate::types::VolumeHandle { pool: serving.catalog.pool().id, dataset: serving.id };
+        let controller =
+            Controller::new(Pools::one("p", serving.catalog.clone()), serving.volumes.clone());
+        controller.delete_volume(handle).await.unwrap();
+        let export = export_id(serving.id);
+        assert!(matches!(serving.table.find(export), Found::Opening));
+        assert!(matches!(serving.table.opened(export).await, Found::Unknown));
+        assert!(matches!(serving.table.find(export), Found::Unknown));
+    });
+}
+
+/// The client's files may be another's by now (R25).
+#[test]
+fn a_volume_that_another_owner_has_is_not_opened_again_by_a_call() {
+    run(async {
+        let serving = Serving::new().await;
+        let first = serving.mount().await;
+        let before = serving.owner().await;
+        serving.volumes.get(serving.id).unwrap().fs.give_up(FsError::Fenced);
+        ended(&first).await;
+        for _ in 0..3000 {
+            // Until the report has arrived, the file system itself refuses the call.
+            match serving.table.find(export_id(serving.id)) {
+                Found::Open(open) => assert!(Arc::ptr_eq(&open, &first)),
+                Found::Opening => panic!("a call opens it"),
+                Found::Unknown => {
+                    assert!(serving.volumes.get(serving.id).is_none());
+                    assert_eq!(
+                        serving.owner().await.map(|owner| owner.claim),
+                        before.map(|owner| owner.claim),
+                        "nobody has claimed it"
+                    );
+                    return;
+                }
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        panic!("it is not lost");
+    });
+}
+
+#[test]
+fn a_volume_that_was_handed_over_is_not_opened_again_by_a_call() {
+    run(async {
+        let serving = Serving::new().await;
+        drop(serving.mount().await);
+        serving.volumes.hand_over(Duration::from_secs(30)).await.unwrap();
+        let export = export_id(serving.id);
+        assert!(matches!(serving.table.find(export), Found::Opening));
+        let opened = tokio::time::timeout(Duration::from_secs(1), serving.table.opened(export));
+        assert!(opened.await.is_err(), "its calls wait for the next process");
+        assert!(serving.volumes.list().is_empty());
     });
 }

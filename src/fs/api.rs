@@ -256,6 +256,13 @@ pub trait FileSystem: Send + Sync + 'static {
         None
     }
 
+    /// The reason why every further call fails, once the file system is closed or has failed: with
+    /// [`FsError::Fenced`] and [`FsError::Stale`] for good, otherwise until it is opened again. A
+    /// call in progress at that time fails, too, though it may have taken effect.
+    fn ended(&self) -> Option<FsError> {
+        None
+    }
+
     /// Answers from memory where it can; no permission is needed.
     fn getattr(&self, file: FileRef) -> impl Future<Output = Result<Attr, FsError>> + Send;
 

@@ -136,6 +136,10 @@ impl FileSystem for Fs {
         Some(&self.throttle)
     }
 
+    fn ended(&self) -> Option<FsError> {
+        self.gate.shut_for()
+    }
+
     async fn getattr(&self, file: FileRef) -> Result<Attr, FsError> {
         self.answer(async {
             let node = self.inodes.node(file).await?;

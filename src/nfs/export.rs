@@ -14,6 +14,7 @@ use super::status::NfsStat;
 use crate::fs::api::{FileRef, FileSystem};
 use parking_lot::RwLock;
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -146,11 +147,15 @@ impl<F> Default for Registry<F> {
 
 impl<F: FileSystem> Registry<F> {
     /// Marks this export as being opened: its handles wait. One that is open or lost is left alone.
-    pub fn announce(&self, id: ExportId) {
-        self.states
-            .write()
-            .entry(id)
-            .or_insert_with(|| ExportState::Opening(watch::Sender::new(())));
+    /// Returns whether it was neither, nor being opened already.
+    pub fn announce(&self, id: ExportId) -> bool {
+        match self.states.write().entry(id) {
+            Entry::Vacant(free) => {
+                free.insert(ExportState::Opening(watch::Sender::new(())));
+                true
+            }
+            Entry::Occupied(_) => false,
+        }
     }
 
     /// Makes an export reachable, replacing an earlier one of its id unless that was lost.
@@ -181,6 +186,18 @@ impl<F: FileSystem> Registry<F> {
             Some(ExportState::Open(export)) => Some(export),
             Some(ExportState::Opening(_) | ExportState::Lost) | None => None,
         }
+    }
+
+    /// Removes this very export: one of its id that is being opened, or was opened since, stays.
+    /// Returns whether it was there.
+    pub fn remove_export(&self, export: &Arc<Export<F>>) -> bool {
+        let mut states = self.states.write();
+        let found = states.get(&export.id);
+        let is_it = matches!(found, Some(ExportState::Open(found)) if Arc::ptr_eq(found, export));
+        if is_it {
+            states.remove(&export.id);
+        }
+        is_it
     }
 
     pub fn find(&self, id: ExportId) -> Found<F> {

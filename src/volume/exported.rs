@@ -239,6 +239,14 @@ impl FileSystem for ExportedFs {
         self.throttle.as_ref()
     }
 
+    fn ended(&self) -> Option<FsError> {
+        match &self.tree {
+            Tree::Live(fs, _) => fs.ended(),
+            // It is opened again as often as it was closed.
+            Tree::Snapshot { .. } => None,
+        }
+    }
+
     async fn getattr(&self, file: FileRef) -> Result<Attr, FsError> {
         match self.object(file).await? {
             Object::Live(fs) => fs.getattr(file).await,

@@ -4,6 +4,7 @@
 
 mod bad_input;
 mod ephemeral;
+mod exported;
 mod groups;
 mod handover;
 mod mounting;

@@ -3,6 +3,7 @@
 
 use super::world::World;
 use parking_lot::Mutex;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -32,6 +33,8 @@ pub const GIB: i64 = 1 << 30;
 pub struct Driver {
     pub dir: Arc<TempDir>,
     pub mounter: FakeMounter,
+    /// Where the exports are served, if they are.
+    pub exports: Option<SocketAddr>,
     stop: CancellationToken,
     task: JoinHandle<anyhow::Result<()>>,
     /// The runtime of this run of the driver alone: dropping it ends all that the process's end
@@ -69,6 +72,22 @@ impl Driver {
         mounter: FakeMounter,
         settings: &str,
     ) -> Self {
+        Self::launch(dir, seat, mounter, settings, None).await
+    }
+
+    /// One that serves every dataset under NFS, too.
+    pub async fn exporting(mounter: FakeMounter) -> Self {
+        let (dir, listen) = (Arc::new(tempfile::tempdir().unwrap()), ([127, 0, 0, 1], 0).into());
+        Self::launch(dir, "", mounter, "", Some(listen)).await
+    }
+
+    async fn launch(
+        dir: Arc<TempDir>,
+        seat: &str,
+        mounter: FakeMounter,
+        settings: &str,
+        nfs_listen: Option<SocketAddr>,
+    ) -> Self {
         // Shown for a test that fails.
         tracing_subscriber::fmt()
             .with_test_writer()
@@ -86,7 +105,7 @@ impl Driver {
             admin: None,
             state_dir: dir.path().join(format!("{seat}state")),
             csi_endpoint: Some(socket.clone()),
-            nfs_listen: None,
+            nfs_listen,
             nfs_peers: Peers::Privileged,
             peers: Peers::Loopback,
             health_listen: None,
@@ -108,11 +127,13 @@ impl Driver {
                 app::serve(config, options, mounter, &tell, stop).await
             }
         });
-        if is_ready.await.is_err() {
+        let Ok(line) = is_ready.await else {
             panic!("the driver does not start: {:?}", task.await);
-        }
+        };
+        let exports = line.split_once("nfs ").map(|(_, at)| at.split(' ').next().unwrap());
+        let exports = exports.map(|at| at.parse().unwrap());
         let channel = connect(&socket).await;
-        Self { dir, mounter, stop, task, runtime: Some(runtime), channel }
+        Self { dir, mounter, exports, stop, task, runtime: Some(runtime), channel }
     }
 
     /// Ends the process in order; what is mounted stays mounted.

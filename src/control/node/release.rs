@@ -47,10 +47,12 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
         if !is_ours(record, &self.volumes.owner(), &at.record) {
             return Ok(());
         }
+        if self.volumes.get(volume.dataset).is_some() {
+            // Opened again since, by an export of `serve`, which closes it when it is idle.
+            return Ok(());
+        }
         // The journal is unlocked once nobody holds the volume that failed to close.
-        if let StageState::Staged(staged) = self.state(volume.dataset)
-            && self.volumes.get(volume.dataset).is_none()
-        {
+        if let StageState::Staged(staged) = self.state(volume.dataset) {
             self.set(volume.dataset, StageState::Lost(Arc::new(staged.record.clone())));
         }
         self.close_again(record, pool).await
