@@ -11,6 +11,8 @@ use crate::fs::db::DbCache;
 use crate::types::{EntryName, SessionId};
 use crate::volume::VolumeSettings;
 
+mod in_flight;
+
 const STACK_BYTES: usize = 8 << 20;
 
 fn run(test: impl Future<Output = ()> + Send + 'static) {

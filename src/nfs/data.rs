@@ -20,13 +20,15 @@ pub async fn read<T: ExportTable>(
     offset: u64,
     count: u32,
 ) -> Reply {
-    let target = match call.target(file).await {
+    let mut target = match call.target(file).await {
         Ok(target) => target,
         Err(status) => return call.failed_with_attr(status, None).await,
     };
-    let fs = &target.export.fs;
-    match held!(call, target.export, fs.read(&call.caller, target.file, offset, read_bytes(count)))
-    {
+    match held!(
+        call,
+        target.export,
+        target.export.fs.read(&call.caller, target.file, offset, read_bytes(count))
+    ) {
         Ok(read) => {
             let len = read.data.iter().map(Bytes::len).sum::<usize>();
             let mut out = call.results(NfsStat::Ok, attr::ATTR_BYTES + 16 + len.min(16 << 10));
@@ -45,7 +47,7 @@ pub async fn write<T: ExportTable>(
     data: Bytes,
     stability: Stability,
 ) -> Reply {
-    let target = match call.target(file).await {
+    let mut target = match call.target(file).await {
         Ok(target) => target,
         Err(status) => {
             return call
@@ -54,14 +56,13 @@ pub async fn write<T: ExportTable>(
                 .with_write_answer(WriteAnswer::failed(status));
         }
     };
-    let fs = &target.export.fs;
     match held!(
         call,
         target.export,
-        fs.write(&call.caller, target.file, offset, data.clone(), stability)
+        target.export.fs.write(&call.caller, target.file, offset, data.clone(), stability)
     ) {
         Ok(written) => {
-            let verifier = fs.write_verifier();
+            let verifier = target.export.fs.write_verifier();
             let answer = WriteAnswer {
                 status: NfsStat::Ok,
                 count: written.count,
@@ -86,16 +87,19 @@ pub async fn commit<T: ExportTable>(
     offset: u64,
     count: u32,
 ) -> Reply {
-    let target = match call.target(file).await {
+    let mut target = match call.target(file).await {
         Ok(target) => target,
         Err(status) => return call.failed_with_wcc(status, None).await,
     };
-    let fs = &target.export.fs;
-    match held!(call, target.export, fs.commit(&call.caller, target.file, offset, count)) {
+    match held!(
+        call,
+        target.export,
+        target.export.fs.commit(&call.caller, target.file, offset, count)
+    ) {
         Ok(change) => {
             let mut out = call.results(NfsStat::Ok, 2 * attr::ATTR_BYTES);
             attr::change(&mut out, target.export.fsid, &change);
-            out.raw(&fs.write_verifier());
+            out.raw(&target.export.fs.write_verifier());
             Reply::small(out)
         }
         Err(status) => call.failed_with_wcc(status, Some(&target)).await,

@@ -43,7 +43,7 @@ pub struct ListArgs {
 }
 
 pub async fn list<T: ExportTable>(call: Call<T>, ask: ListArgs) -> Reply {
-    let target = match call.target(ask.dir).await {
+    let mut target = match call.target(ask.dir).await {
         Ok(target) => target,
         Err(status) => return call.failed_with_attr(status, None).await,
     };

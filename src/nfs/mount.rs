@@ -78,7 +78,7 @@ async fn descend<T: ExportTable>(
     call: &Call<T>,
     point: &MountPoint<T::Fs>,
 ) -> Result<[u8; HANDLE_BYTES], NfsStat> {
-    let export = &point.export;
+    let mut export = point.export.clone();
     let mut at = export.fs.root();
     for name in
         point.below.split(|byte| *byte == b'/').filter(|name| !name.is_empty() && *name != b".")

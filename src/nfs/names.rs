@@ -3,7 +3,7 @@
 
 use super::args::{DirOpArgs, HandleArg, NodeArg};
 use super::attr;
-use super::call::{Call, Target, held};
+use super::call::{Call, Target, held, held_once};
 use super::export::ExportTable;
 use super::handle;
 use super::reply::Reply;
@@ -32,7 +32,7 @@ fn entry(name: &[u8], dots: NfsStat) -> Result<EntryName, NfsStat> {
 }
 
 pub async fn lookup<T: ExportTable>(call: Call<T>, place: DirOpArgs) -> Reply {
-    let target = match call.target(place.dir).await {
+    let mut target = match call.target(place.dir).await {
         Ok(target) => target,
         Err(status) => return call.failed_with_attr(status, None).await,
     };
@@ -81,30 +81,38 @@ async fn created<T: ExportTable>(
 }
 
 pub async fn create<T: ExportTable>(call: Call<T>, at: DirOpArgs, how: CreateHow) -> Reply {
-    let target = directory!(call, at);
+    let mut target = directory!(call, at);
     let made = async {
         let name = entry(&at.name, NfsStat::Exist)?;
-        held!(call, target.export, target.export.fs.create(&call.caller, target.file, &name, how))
+        held_once!(
+            call,
+            target.export,
+            target.export.fs.create(&call.caller, target.file, &name, how)
+        )
     };
     let made = made.await;
     created(&call, &target, made).await
 }
 
 pub async fn mkdir<T: ExportTable>(call: Call<T>, at: DirOpArgs, set: SetAttr) -> Reply {
-    let target = directory!(call, at);
+    let mut target = directory!(call, at);
     let made = async {
         let name = entry(&at.name, NfsStat::Exist)?;
-        held!(call, target.export, target.export.fs.mkdir(&call.caller, target.file, &name, set))
+        held_once!(
+            call,
+            target.export,
+            target.export.fs.mkdir(&call.caller, target.file, &name, set)
+        )
     };
     let made = made.await;
     created(&call, &target, made).await
 }
 
 async fn make<T: ExportTable>(call: Call<T>, at: DirOpArgs, what: Special, set: SetAttr) -> Reply {
-    let target = directory!(call, at);
+    let mut target = directory!(call, at);
     let made = async {
         let name = entry(&at.name, NfsStat::Exist)?;
-        held!(
+        held_once!(
             call,
             target.export,
             target.export.fs.make(&call.caller, target.file, &name, what.clone(), set)
@@ -159,29 +167,29 @@ async fn changed<T: ExportTable>(
 }
 
 pub async fn remove<T: ExportTable>(call: Call<T>, at: DirOpArgs) -> Reply {
-    let target = directory!(call, at);
+    let mut target = directory!(call, at);
     let change = async {
         let name = entry(&at.name, NfsStat::Inval)?;
-        held!(call, target.export, target.export.fs.remove(&call.caller, target.file, &name))
+        held_once!(call, target.export, target.export.fs.remove(&call.caller, target.file, &name))
     };
     let change = change.await;
     changed(&call, &target, change).await
 }
 
 pub async fn rmdir<T: ExportTable>(call: Call<T>, at: DirOpArgs) -> Reply {
-    let target = directory!(call, at);
+    let mut target = directory!(call, at);
     let change = async {
         // POSIX rmdir: `.` is invalid, `..` is never empty.
         let dots = if *at.name == *b".." { NfsStat::NotEmpty } else { NfsStat::Inval };
         let name = entry(&at.name, dots)?;
-        held!(call, target.export, target.export.fs.rmdir(&call.caller, target.file, &name))
+        held_once!(call, target.export, target.export.fs.rmdir(&call.caller, target.file, &name))
     };
     let change = change.await;
     changed(&call, &target, change).await
 }
 
 pub async fn rename<T: ExportTable>(call: Call<T>, from: DirOpArgs, to: DirOpArgs) -> Reply {
-    let (source, target) = match (call.target(from.dir).await, call.target(to.dir).await) {
+    let (source, mut target) = match (call.target(from.dir).await, call.target(to.dir).await) {
         (Ok(source), Ok(target)) => (source, target),
         (Err(status), _) | (_, Err(status)) => {
             return renamed(&call, None, None, Err(status)).await;
@@ -192,7 +200,7 @@ pub async fn rename<T: ExportTable>(call: Call<T>, from: DirOpArgs, to: DirOpArg
             return Err(NfsStat::CrossDevice);
         }
         let (from, to) = (entry(&from.name, NfsStat::Inval)?, entry(&to.name, NfsStat::Inval)?);
-        held!(
+        held_once!(
             call,
             target.export,
             target.export.fs.rename(&call.caller, (source.file, &from), (target.file, &to))
@@ -231,7 +239,7 @@ async fn renamed<T: ExportTable>(
 }
 
 pub async fn link<T: ExportTable>(call: Call<T>, file: HandleArg, at: DirOpArgs) -> Reply {
-    let (source, target) = match (call.target(file).await, call.target(at.dir).await) {
+    let (source, mut target) = match (call.target(file).await, call.target(at.dir).await) {
         (Ok(source), Ok(target)) => (source, target),
         (Err(status), _) | (_, Err(status)) => return linked(&call, None, status).await,
     };
@@ -240,7 +248,7 @@ pub async fn link<T: ExportTable>(call: Call<T>, file: HandleArg, at: DirOpArgs)
             return Err(NfsStat::CrossDevice);
         }
         let name = entry(&at.name, NfsStat::Exist)?;
-        held!(
+        held_once!(
             call,
             target.export,
             target.export.fs.link(&call.caller, source.file, target.file, &name)

@@ -3,7 +3,7 @@
 
 use super::args::HandleArg;
 use super::attr;
-use super::call::{Call, Target, held};
+use super::call::{Call, Target, held, held_once};
 use super::export::ExportTable;
 use super::listing::DIR_BYTES_MAX;
 use super::reply::Reply;
@@ -17,7 +17,7 @@ const NAME_BYTES_MAX: u32 = 255;
 
 pub async fn getattr<T: ExportTable>(call: Call<T>, file: HandleArg) -> Reply {
     let found = async {
-        let target = call.target(file).await?;
+        let mut target = call.target(file).await?;
         let attr = held!(call, target.export, target.export.fs.getattr(target.file))?;
         Ok((target.export.fsid, attr))
     };
@@ -37,11 +37,11 @@ pub async fn setattr<T: ExportTable>(
     set: SetAttr,
     guard: Option<Timestamp>,
 ) -> Reply {
-    let target = match call.target(file).await {
+    let mut target = match call.target(file).await {
         Ok(target) => target,
         Err(status) => return call.failed_with_wcc(status, None).await,
     };
-    match held!(
+    match held_once!(
         call,
         target.export,
         target.export.fs.setattr(&call.caller, target.file, set, guard)
@@ -56,7 +56,7 @@ pub async fn setattr<T: ExportTable>(
 }
 
 pub async fn access<T: ExportTable>(call: Call<T>, file: HandleArg, want: u32) -> Reply {
-    let target = match call.target(file).await {
+    let mut target = match call.target(file).await {
         Ok(target) => target,
         Err(status) => return call.failed_with_attr(status, None).await,
     };
@@ -72,7 +72,7 @@ pub async fn access<T: ExportTable>(call: Call<T>, file: HandleArg, want: u32) -
 }
 
 pub async fn readlink<T: ExportTable>(call: Call<T>, file: HandleArg) -> Reply {
-    let target = match call.target(file).await {
+    let mut target = match call.target(file).await {
         Ok(target) => target,
         Err(status) => return call.failed_with_attr(status, None).await,
     };
@@ -92,14 +92,14 @@ async fn of_file_system<T: ExportTable>(
     call: &Call<T>,
     file: HandleArg,
 ) -> Result<(Target<T::Fs>, Attr), NfsStat> {
-    let target = call.target(file).await?;
+    let mut target = call.target(file).await?;
     let attr = held!(*call, target.export, target.export.fs.getattr(target.file))?;
     Ok((target, attr))
 }
 
 pub async fn fsstat<T: ExportTable>(call: Call<T>, file: HandleArg) -> Reply {
     let found = async {
-        let (target, attr) = of_file_system(&call, file).await?;
+        let (mut target, attr) = of_file_system(&call, file).await?;
         let stat = held!(call, target.export, target.export.fs.statfs())?;
         Ok((target.export.fsid, attr, stat))
     };
