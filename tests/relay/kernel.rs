@@ -29,6 +29,11 @@ impl Kernel {
 
     /// The status of a call, however often it had to be sent.
     async fn call(&mut self, procedure: u32, args: &[u8]) -> u32 {
+        status(&self.reply(procedure, args).await)
+    }
+
+    /// The whole reply to a call.
+    pub async fn reply(&mut self, procedure: u32, args: &[u8]) -> Vec<u8> {
         self.xid += 1;
         let record = nfs(self.xid, procedure, args);
         let begun = Instant::now();
@@ -38,7 +43,7 @@ impl Kernel {
             if let Some(reply) = answer.expect("no answer and no end") {
                 self.longest = self.longest.max(begun.elapsed());
                 assert_eq!(reply[..4], self.xid.to_be_bytes(), "a reply to another call");
-                return status(&reply);
+                return reply;
             }
             self.stream = None;
             tokio::time::sleep(RECONNECT).await;

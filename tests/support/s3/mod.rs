@@ -26,7 +26,7 @@ pub use script::{Answer, Chances, Effect, Fault, Kind, Reply, Rule};
 
 use objects::Objects;
 use script::Script;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use wire::Request;
@@ -54,7 +54,12 @@ pub struct S3Server {
 impl S3Server {
     /// Starts a server on a free loopback port.
     pub fn start() -> Self {
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        Self::listen(Ipv4Addr::LOCALHOST.into())
+    }
+
+    /// Starts a server on a free port of an address.
+    pub fn listen(at: IpAddr) -> Self {
+        let listener = std::net::TcpListener::bind((at, 0)).unwrap();
         listener.set_nonblocking(true).unwrap();
         let address = listener.local_addr().unwrap();
         let state = Arc::<Mutex<State>>::default();
