@@ -267,20 +267,25 @@ impl Chain<'_> {
         // Everything below the end of a chain goes.
         let floor = if gone { version } else { base.floor.max(version.saturating_sub(KEEP)) };
         let key = self.key(version);
-        let bytes =
-            encode_record(&key, &Header { nonce: Incarnation::random(), floor, gone }, record)?;
+        let header = Header { nonce: Incarnation::random(), floor, gone };
+        let bytes = Bytes::from(encode_record(&key, &header, record)?);
         self.step("catalog.put").await?;
-        let put =
-            self.bucket.put_new(&key, bytes.into()).await.map_err(|e| self.error("writing", e))?;
-        if put == PutNew::Exists {
+        let put = self.bucket.put_new(&key, bytes.clone()).await;
+        if put.map_err(|e| self.error("writing", e))? == PutNew::Exists {
             return Ok(Put::Lost);
         }
         self.step("catalog.put-check").await?;
-        self.verdict(base, version, floor).await
+        self.verdict(base, version, floor, &bytes).await
     }
 
     /// Decides whether a version that was just put counts (R1): see the module's text.
-    async fn verdict(&self, base: Base, version: u64, floor: u64) -> Result<Put, CatalogError> {
+    async fn verdict(
+        &self,
+        base: Base,
+        version: u64,
+        floor: u64,
+        bytes: &Bytes,
+    ) -> Result<Put, CatalogError> {
         for _ in 0..TRIES {
             let versions = self.versions().await?;
             let Some((newest, listed)) = versions.last() else { continue };
@@ -302,6 +307,10 @@ impl Chain<'_> {
                     .await
                     .map_err(|e| self.error("clearing a late version of", e))?;
                 return Ok(Put::Lost);
+            }
+            if *newest == version {
+                // Whoever reads it here next need not request it.
+                self.cache.put(listed, bytes);
             }
             // Below the end of a chain nothing is kept; else the floor was raised at least one
             // version ago.

@@ -1,11 +1,26 @@
 //! Datasets: one chain for each name; a dataset that is created again has another incarnation (R2).
 //! A dataset that has been renamed keeps the chain of its first name ([`super::rename`]).
 
-use super::chain::{Chain, Versioned};
+use super::chain::{Chain, Newest, Versioned};
 use super::change::Removable;
 use super::rename::{Slot, dataset_in, slot_of, taken};
 use super::{Catalog, CatalogError, Dataset, State};
 use crate::types::{DatasetId, DatasetName, NameKey};
+
+/// A dataset's name as it was read: the dataset that has it, if any, and where the record of a new
+/// one goes.
+#[derive(Clone, Debug)]
+pub struct DatasetSlot {
+    newest: Newest<Slot>,
+    found: Option<Versioned<Dataset>>,
+}
+
+impl DatasetSlot {
+    /// The record of the dataset that has the name, whatever its state.
+    pub fn record(&self) -> Option<&Versioned<Dataset>> {
+        self.found.as_ref()
+    }
+}
 
 impl Catalog {
     fn dataset_chain(&self, key: NameKey, what: String) -> Chain<'_> {
@@ -25,14 +40,22 @@ impl Catalog {
         &self,
         name: &DatasetName,
     ) -> Result<Option<Versioned<Dataset>>, CatalogError> {
-        let Some(at) = self.dataset_by_name(name).newest::<Slot>().await?.live() else {
-            return Ok(None);
-        };
-        let found = match &at.record {
-            Slot::Dataset(dataset) if dataset.name == *name => dataset_in(at),
-            slot => self.by_alias(slot, name).await?,
-        };
+        let found = self.dataset_slot(name).await?.found;
         Ok(found.filter(|at| at.record.state != State::Dead))
+    }
+
+    /// As [`Self::dataset`], for a caller that may insert a record of that name
+    /// ([`Self::insert_dataset_at`]).
+    pub async fn dataset_slot(&self, name: &DatasetName) -> Result<DatasetSlot, CatalogError> {
+        let newest = self.dataset_by_name(name).newest::<Slot>().await?;
+        let found = match &newest {
+            Newest::Absent | Newest::Ended { .. } => None,
+            Newest::Live(at) => match &at.record {
+                Slot::Dataset(dataset) if dataset.name == *name => dataset_in(at.clone()),
+                slot => self.by_alias(slot, name).await?,
+            },
+        };
+        Ok(DatasetSlot { newest, found })
     }
 
     /// The record of exactly this incarnation; `None` when it does not exist and the pool does.
@@ -62,16 +85,26 @@ impl Catalog {
         &self,
         dataset: Dataset,
     ) -> Result<Versioned<Dataset>, CatalogError> {
+        let read = self.dataset_slot(&dataset.name).await?;
+        self.insert_dataset_at(read, dataset).await
+    }
+
+    /// As [`Self::insert_dataset`], where the caller has just read the name: one request less.
+    pub async fn insert_dataset_at(
+        &self,
+        read: DatasetSlot,
+        dataset: Dataset,
+    ) -> Result<Versioned<Dataset>, CatalogError> {
         let (name, id) = (dataset.name.clone(), dataset.id());
         let chain = self.dataset_by_name(&name);
-        let newest = chain.newest::<Slot>().await?;
-        let former = self.free_slot(&newest, &name, id).await?;
+        let former = self.free_slot(&read.newest, &name, id).await?;
         let over = |there: &Slot| match there {
             Slot::Alias(found) if Some(found.alias) == former => Ok(()),
             Slot::Alias(_) => Err(chain.contended()),
             Slot::Dataset(there) => Err(taken(&name, there)),
         };
-        let inserted = chain.insert_after(newest, Slot::Dataset(Box::new(dataset)), over).await?;
+        let dataset = Slot::Dataset(Box::new(dataset));
+        let inserted = chain.insert_after(read.newest, dataset, over).await?;
         dataset_in(inserted).ok_or_else(|| chain.contended())
     }
 

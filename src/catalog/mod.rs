@@ -51,6 +51,7 @@ mod snapshots;
 
 pub use crate::crypto::Secret;
 pub use chain::{END_AGE_MIN, Versioned};
+pub use datasets::DatasetSlot;
 pub use error::CatalogError;
 pub use frame::{Header, RECORD_BYTES_MAX, RECORD_FORMAT, decode_record, encode_record};
 pub use nodes::{NodeStatus, is_damage_report, mailbox_reply, mailbox_requests};
@@ -58,3 +59,4 @@ pub use policies::PolicyVersion;
 pub use pool::Catalog;
 pub use readers::{READING_EXPIRY, READING_RENEWAL, Readers, Reading};
 pub use record::*;
+pub use snapshots::SnapshotSlot;

@@ -1,11 +1,34 @@
 //! Snapshots, below the incarnation of their dataset; and the CSI names of snapshots, which are
 //! unique in the pool.
 
-use super::chain::{Chain, Newest, Versioned};
+use super::chain::{Chain, Newest, Versioned, parts_of};
 use super::change::Removable;
 use super::datasets::not_dead;
 use super::{Catalog, CatalogError, Snapshot, SnapshotNameClaim, State};
 use crate::types::{DatasetId, Incarnation, NameKey, SnapshotId, SnapshotName};
+use std::collections::BTreeSet;
+
+/// The name of a snapshot as it was read.
+#[derive(Clone, Debug)]
+pub struct SnapshotSlot {
+    newest: Newest<Snapshot>,
+    names: usize,
+}
+
+impl SnapshotSlot {
+    /// The record that has the name, unless it is `Dead`.
+    pub fn record(&self) -> Option<&Versioned<Snapshot>> {
+        match &self.newest {
+            Newest::Live(at) => Some(at).filter(|at| at.record.state != State::Dead),
+            Newest::Absent | Newest::Ended { .. } => None,
+        }
+    }
+
+    /// The number of names that snapshots of the dataset have, or had until not long ago.
+    pub fn names(&self) -> usize {
+        self.names
+    }
+}
 
 impl Catalog {
     fn snapshot_chain(&self, dataset: Incarnation, key: NameKey, what: String) -> Chain<'_> {
@@ -47,6 +70,39 @@ impl Catalog {
         Ok(found.filter(|at| at.record.incarnation == id.snapshot.incarnation))
     }
 
+    /// As [`Self::snapshot`], for a caller that may insert a record of that name
+    /// ([`Self::insert_snapshot_at`]). One listing tells both the name and the number of names.
+    pub async fn snapshot_slot(
+        &self,
+        dataset: DatasetId,
+        name: &SnapshotName,
+    ) -> Result<SnapshotSlot, CatalogError> {
+        let chain = self.snapshot_by_name(dataset.incarnation, name);
+        let listed = self.bucket().list(&format!("snapshots/{}", dataset.incarnation)).await;
+        let listed = listed.map_err(|error| {
+            CatalogError::bucket(format!("listing the snapshots of dataset {dataset}"), error)
+        })?;
+        let versions = listed.iter().filter_map(|object| Some((parts_of(&object.key)?, object)));
+        let (mut names, mut newest) = (BTreeSet::new(), None);
+        for ((prefix, version), object) in versions {
+            names.insert(prefix);
+            if prefix == chain.prefix {
+                // Keys come in order: a later one is a newer version.
+                newest = Some((version, object));
+            }
+        }
+        let names = names.len();
+        let newest = match newest {
+            None => Newest::Absent,
+            Some((version, object)) => match chain.read(version, object).await? {
+                Some(found) => found,
+                // A LIST followed by a 404 means list again (R1).
+                None => chain.newest().await?,
+            },
+        };
+        Ok(SnapshotSlot { newest, names })
+    }
+
     /// The snapshots of one dataset, or of the whole pool, in any state.
     pub async fn snapshots(
         &self,
@@ -67,9 +123,19 @@ impl Catalog {
         &self,
         snapshot: Snapshot,
     ) -> Result<Versioned<Snapshot>, CatalogError> {
+        let slot = self.snapshot_slot(snapshot.dataset, &snapshot.name).await?;
+        self.insert_snapshot_at(slot, snapshot).await
+    }
+
+    /// As [`Self::insert_snapshot`], where the caller has just read the name: one request less.
+    pub async fn insert_snapshot_at(
+        &self,
+        slot: SnapshotSlot,
+        snapshot: Snapshot,
+    ) -> Result<Versioned<Snapshot>, CatalogError> {
         let chain = self.snapshot_by_name(snapshot.dataset.incarnation, &snapshot.name);
         chain
-            .insert(snapshot, |there| match there.state {
+            .insert_after(slot.newest, snapshot, |there| match there.state {
                 State::Dead => Err(CatalogError::InProgress {
                     what: format!("the removal of snapshot {}", there.name),
                 }),
@@ -100,9 +166,22 @@ impl Catalog {
     ) -> Result<Versioned<Snapshot>, CatalogError> {
         let chain = self.snapshot_of(id);
         let changed = chain.update(|snapshot: &mut Snapshot| {
-            if snapshot.incarnation != id.snapshot.incarnation {
-                return Err(CatalogError::NotFound { what: format!("snapshot {id}") });
-            }
+            is_this(snapshot, id)?;
+            change(snapshot)
+        });
+        changed.await
+    }
+
+    /// As [`Self::update_snapshot`], where the caller has just read the record: one request less.
+    pub async fn update_snapshot_from(
+        &self,
+        at: &Versioned<Snapshot>,
+        mut change: impl FnMut(&mut Snapshot) -> Result<(), CatalogError> + Send,
+    ) -> Result<Versioned<Snapshot>, CatalogError> {
+        let id = at.record.id();
+        let chain = self.snapshot_of(id);
+        let changed = chain.update_from(at, |snapshot: &mut Snapshot| {
+            is_this(snapshot, id)?;
             change(snapshot)
         });
         changed.await
@@ -166,5 +245,12 @@ impl Catalog {
             Ok(if claim.snapshot == snapshot { Removable::This } else { Removable::Another })
         };
         self.claim_chain(name).remove(judge).await
+    }
+}
+
+fn is_this(snapshot: &Snapshot, id: SnapshotId) -> Result<(), CatalogError> {
+    match snapshot.incarnation == id.snapshot.incarnation {
+        true => Ok(()),
+        false => Err(CatalogError::NotFound { what: format!("snapshot {id}") }),
     }
 }

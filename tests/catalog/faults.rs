@@ -378,10 +378,11 @@ async fn a_crash_at_any_step_leaves_the_old_record_or_the_new() {
 #[tokio::test]
 async fn the_cost_of_a_record_is_known() {
     let store = FaultStore::memory();
-    let pool = Catalog::create(on(&store), None).await.unwrap();
-    let mut before = pool.bucket().requests();
+    let bucket = on(&store);
+    let pool = Catalog::create(bucket.clone(), None).await.unwrap();
+    let mut before = bucket.requests();
     let mut cost = || {
-        let now = pool.bucket().requests();
+        let now = bucket.requests();
         let made = now - std::mem::replace(&mut before, now);
         (made.list, made.get, made.put)
     };
@@ -390,10 +391,18 @@ async fn the_cost_of_a_record_is_known() {
     assert_eq!(cost(), (2, 0, 1), "insert");
     pool.swap_dataset(&mut at, new.clone()).await.unwrap();
     assert_eq!(cost(), (1, 0, 1), "swap");
-    pool.dataset(&new.name).await.unwrap();
+    assert_eq!(pool.dataset(&new.name).await.unwrap(), Some(at.clone()));
+    assert_eq!(cost(), (1, 0, 0), "read where it was written");
+    let other = Catalog::open(bucket.clone(), None).await.unwrap();
+    cost();
+    assert_eq!(other.dataset(&new.name).await.unwrap(), Some(at));
     assert_eq!(cost(), (1, 1, 0), "read");
-    pool.dataset(&new.name).await.unwrap();
+    other.dataset(&new.name).await.unwrap();
     assert_eq!(cost(), (1, 0, 0), "read again");
+    let slot = other.dataset_slot(&"b".parse().unwrap()).await.unwrap();
+    assert!(slot.record().is_none());
+    other.insert_dataset_at(slot, dataset("b")).await.unwrap();
+    assert_eq!(cost(), (2, 0, 1), "insert after the name was read");
 }
 
 #[tokio::test]

@@ -1,7 +1,6 @@
 //! Volumes that `serve` exports and that are staged through CSI at the same time.
 
-use crate::support::driver::{Driver, refused};
-use crate::stale::mounter;
+use crate::support::driver::{Driver, mounter, refused};
 use bytes::Bytes;
 use std::time::Duration;
 use tonic::Code;
