@@ -125,12 +125,7 @@ fn bare_fsync(folder: &Path, time: Duration) {
 }
 
 async fn store(name: &str, bucket: Bucket, journal: &Path, time: Duration) {
-    let place = DbPlace {
-        bucket: bucket.clone(),
-        incarnation: Incarnation::random(),
-        sealer: None,
-        cache: DbCache::new(64 << 20),
-    };
+    let place = DbPlace::new(bucket.clone(), Incarnation::random(), None, DbCache::new(64 << 20));
     let db = Database::open(&place, None).await.expect("opens");
     let committer = Committer::start(db, Some(journal), Box::new(|| 0), Failpoints::default())
         .await

@@ -39,7 +39,7 @@ impl Place {
         let incarnation = Incarnation::random();
         let sealer = keyring.database_sealer(FamilyId::from(incarnation));
         Self {
-            db: DbPlace { bucket, incarnation, sealer, cache: DbCache::new(17 << 20) },
+            db: DbPlace::new(bucket, incarnation, sealer, DbCache::new(17 << 20)),
             keyring,
             record_bytes,
         }
@@ -59,7 +59,8 @@ impl Place {
             &self.keyring,
             ChunkCache::limited(limits),
         );
-        let db = DbPlace { cache: DbCache::new(17 << 20), ..self.db.clone() };
+        let mut db = self.db.clone();
+        db.cache = DbCache::new(17 << 20);
         let options = FsOptions {
             properties: FsProperties {
                 sync: SyncMode::Standard,

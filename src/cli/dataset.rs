@@ -18,8 +18,8 @@ use crate::admin::grpc::proto;
 use crate::app;
 use crate::catalog::{Dataset, Form, Properties};
 use crate::control::browse::{HoldChange, Names, NewSnapshot, Root, dataset_name, split_snapshot};
-use crate::control::{NewVolume, ReleaseMode, Source};
-use crate::types::{ByteSize, Class, IoLimits, SnapshotHandle, VolumeHandle};
+use crate::control::{NewVolume, ReleaseMode};
+use crate::types::{ByteSize, Class, IoLimits};
 use std::collections::BTreeMap;
 
 pub fn run(command: DatasetCommand) -> anyhow::Result<()> {
@@ -103,23 +103,21 @@ async fn create(
             return told(remote.client.create_dataset(request).await?, common.output);
         }
     };
-    opened.browser.is_new(&name).await?;
-    let source = match source {
-        Some(text) => Some(find_source(&opened, text).await?),
-        None => None,
-    };
     let wanted = NewVolume {
         name,
         size: new.size.map(|size| size.0),
         size_limit: None,
-        source,
+        source: None,
         properties,
         access_modes: vec![],
         form: if new.read_only { Form::Snapshot } else { Form::Writable },
         parameters: BTreeMap::new(),
     };
-    let made = opened.controller.create_volume(None, wanted).await?;
-    print(&opened, &made.dataset, common.output).await
+    let made = opened.browser.make_dataset(&opened.controller, wanted, source).await?;
+    match made.origin {
+        Some(_) => show_dataset(&opened, &made.dataset, made.origin, common.output),
+        None => print(&opened, &made.dataset, common.output).await,
+    }
 }
 
 /// The new dataset as a request to a server.
@@ -153,6 +151,15 @@ fn request(
 async fn print(opened: &Opened, dataset: &Dataset, output: Output) -> anyhow::Result<()> {
     let names = Names::of_origin(&opened.pool, dataset).await?;
     let origin = dataset.origin.map(|origin| names.snapshot(origin));
+    show_dataset(opened, dataset, origin, output)
+}
+
+fn show_dataset(
+    opened: &Opened,
+    dataset: &Dataset,
+    origin: Option<String>,
+    output: Output,
+) -> anyhow::Result<()> {
     let shown = DatasetShown::of(opened.browser.handle(dataset), dataset, origin);
     output.print(&shown, DatasetShown::text)
 }
@@ -160,19 +167,6 @@ async fn print(opened: &Opened, dataset: &Dataset, output: Output) -> anyhow::Re
 /// As [`print`], of what a server tells.
 fn told(dataset: proto::Dataset, output: Output) -> anyhow::Result<()> {
     output.print(&DatasetShown::from(dataset), DatasetShown::text)
-}
-
-/// `DATASET@SNAPSHOT`, unless a dataset has that very name.
-async fn find_source(opened: &Opened, text: &str) -> anyhow::Result<Source> {
-    let pool = opened.pool.id();
-    if let Some((dataset, snapshot)) = split_snapshot(text)
-        && opened.browser.record(text).await?.is_none()
-    {
-        let snapshot = opened.browser.snapshot(dataset, snapshot).await?;
-        return Ok(Source::Snapshot(SnapshotHandle { pool, snapshot: snapshot.id() }));
-    }
-    let dataset = opened.browser.dataset(text).await?;
-    Ok(Source::Volume(VolumeHandle { pool, dataset: dataset.id() }))
 }
 
 async fn list(common: &Common) -> anyhow::Result<()> {

@@ -5,7 +5,7 @@ use crate::catalog::CatalogError;
 use crate::chunk::ChunkError;
 use crate::fs::{FsError, RestoreError};
 use crate::mount::MountError;
-use crate::types::{Class, Classify};
+use crate::types::{Class, Classify, Timestamp};
 use crate::volume::VolumeError;
 
 #[derive(Debug, Clone, thiserror::Error)]
@@ -50,6 +50,16 @@ pub enum ControlError {
     Bucket(#[from] BucketError),
     #[error("{0}")]
     Internal(String),
+}
+
+impl ControlError {
+    /// The name was given before, to an object of that age.
+    pub(in crate::control) fn already_exists(name: &str, since: Timestamp) -> Self {
+        let since = since.rfc3339();
+        let why =
+            format!("{name} already exists (created {since}): delete it, or choose another name");
+        Self::Refused { class: Class::Exists, why }
+    }
 }
 
 impl Classify for ControlError {

@@ -108,12 +108,8 @@ mod tests {
         const MANY: usize = 20_000;
         const DEPTH: usize = 20;
         const BESIDE: usize = 1030;
-        let place = DbPlace {
-            bucket: Bucket::memory(),
-            incarnation: Incarnation::random(),
-            sealer: None,
-            cache: DbCache::new(32 << 20),
-        };
+        let place =
+            DbPlace::new(Bucket::memory(), Incarnation::random(), None, DbCache::new(32 << 20));
         let chunks = || {
             let keyring = Keyring::plain(PoolId::random());
             ChunkStore::new(

@@ -14,7 +14,7 @@
 use super::VolumeError;
 use super::lease::{ExpiredLease, Ownership};
 use super::ownership::{self, Before};
-use crate::catalog::{Catalog, CatalogError, Dataset, Owner};
+use crate::catalog::{Catalog, CatalogError, Dataset, Owner, Versioned};
 use crate::fs::db::{self, DbPlace};
 use crate::fs::{FsError, Lease};
 use crate::telemetry::Injected;
@@ -32,9 +32,22 @@ pub(super) async fn claim(
     me: &Owner,
     expired: Option<&ExpiredLease>,
 ) -> Result<(Dataset, Before), VolumeError> {
+    let absent = || VolumeError::NotFound { what: format!("dataset {id}") };
+    let at = pool.dataset_by_id(id).await?.ok_or_else(absent)?;
+    claim_from(pool, &at, me, expired).await
+}
+
+/// As [`claim`], where the caller has just read the record.
+pub(super) async fn claim_from(
+    pool: &Catalog,
+    at: &Versioned<Dataset>,
+    me: &Owner,
+    expired: Option<&ExpiredLease>,
+) -> Result<(Dataset, Before), VolumeError> {
+    let id = at.record.id();
     let mut answer = None;
     let swapped = pool
-        .update_dataset(id, |dataset| match ownership::take(dataset, me, expired) {
+        .update_dataset_from(at, |dataset| match ownership::take(dataset, me, expired) {
             Ok(before) => {
                 answer = Some(Ok(before));
                 Ok(())
@@ -63,6 +76,13 @@ pub(super) async fn claim(
             Err(VolumeError::Io(format!("dataset {} was not claimed", at.record.name)))
         }
     }
+}
+
+/// An opening of a database.
+pub(super) struct Opening {
+    /// The database: the manifest in which the epoch was found is not read again.
+    pub place: DbPlace,
+    pub expected: Epoch,
 }
 
 /// The openings of a database under a claim that is durable (R32).
@@ -117,20 +137,20 @@ impl<'a> Openings<'a> {
         Self { pool, place, id, claim, tries: 0 }
     }
 
-    /// The writer epoch that the next opening expects: read after the claim is durable, and before
-    /// the record is read again to see that it still names this claim. To be called again when the
-    /// opening was [`FsError::Fenced`]: an opening of an earlier claim came first, and the next one
-    /// fences it.
+    /// The next opening: its writer epoch is read after the claim is durable, and before the record
+    /// is read again to see that it still names this claim. To be called again when the opening was
+    /// [`FsError::Fenced`]: an opening of an earlier claim came first, and the next one fences it.
     ///
     /// # Errors
     /// When another owns the dataset by now.
-    pub async fn expected(&mut self) -> Result<Epoch, VolumeError> {
+    pub async fn next(&mut self) -> Result<Opening, VolumeError> {
         let fs = |source| VolumeError::Fs { dataset: self.id.to_string(), source };
         if self.tries == OPENINGS_MAX {
             return Err(fs(FsError::Fenced));
         }
         self.tries += 1;
-        let epoch = db::epoch(self.place).await.map_err(fs)?;
+        let place = self.place.reading_once();
+        let expected = db::epoch(&place).await.map_err(fs)?;
         self.step("volume.claim.epoch").await?;
         let absent = || VolumeError::NotFound { what: format!("dataset {}", self.id) };
         let record = self.pool.dataset_by_id(self.id).await?.ok_or_else(absent)?.record;
@@ -138,7 +158,7 @@ impl<'a> Openings<'a> {
             return Err(lost_to(record.name.to_string(), record.owner));
         }
         self.step("volume.claim.checked").await?;
-        Ok(epoch)
+        Ok(Opening { place, expected })
     }
 
     async fn step(&self, name: &str) -> Result<(), VolumeError> {

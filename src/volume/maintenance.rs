@@ -2,17 +2,36 @@
 //! detaches a clone, or collects a database; an administrator repairs rows.
 
 use super::VolumeError;
-use super::claim::{ActiveClaim, Openings, claim, lost_to, release, undo};
+use super::claim::{ActiveClaim, Opening, Openings, claim, lost_to, release, undo};
 use super::lease::ExpiredLease;
 use super::ownership::{self, Before};
 use super::restoring::forget_restore;
 use super::settings::VolumeSettings;
-use crate::catalog::{Catalog, Dataset};
+use crate::catalog::{Catalog, Dataset, Form, State};
 use crate::fs::check::{self, Repaired};
-use crate::fs::db::{self, CheckpointId, Database, DbPlace, Detached};
+use crate::fs::db::{self, CheckpointId, ClosedDatabase, Database, DbPlace, Detached};
 use crate::fs::{Committer, Fs, FsError, void_journals};
 use crate::telemetry::Injected;
 use crate::types::{DatasetId, Epoch, PackId};
+
+/// Returns the database of a dataset whose record, as just read, says that it is released, if it
+/// was closed in order: its checkpoint needs neither a claim nor an opening.
+pub async fn closed_database(
+    settings: &VolumeSettings,
+    pool: &Catalog,
+    dataset: &Dataset,
+) -> Result<Option<ClosedDatabase>, FsError> {
+    // An interrupted restore is to be ended first, and so is an interrupted release by force, of
+    // which a maintenance claim is left.
+    let is_released = dataset.state == State::Ready
+        && dataset.form == Form::Writable
+        && dataset.owner.is_none()
+        && dataset.restoring.is_none();
+    if !is_released {
+        return Ok(None);
+    }
+    ClosedDatabase::read(&settings.place(pool, dataset.family, dataset.incarnation)).await
+}
 
 /// Makes a checkpoint of a released dataset. It holds every acknowledged change, because released
 /// means cleanly closed (R16).
@@ -43,7 +62,7 @@ pub async fn checkpoint_unchanged(
     expected: Epoch,
 ) -> Result<Option<(CheckpointId, Epoch)>, VolumeError> {
     let work = async |held: &Maintained| {
-        if held.epoch != expected {
+        if held.opening.expected != expected {
             return Ok(None);
         }
         checkpoint(settings, pool, held, name).await.map(Some)
@@ -61,7 +80,7 @@ pub async fn detach_released(
     id: DatasetId,
 ) -> Result<Detached, VolumeError> {
     maintain(settings, pool, id, async |held: &Maintained| {
-        db::detach_closed(&held.place, held.epoch).await
+        db::detach_closed(&held.opening.place, held.opening.expected).await
     })
     .await
 }
@@ -107,12 +126,11 @@ pub async fn repair_released(
     pool: &Catalog,
     id: DatasetId,
 ) -> Result<Repaired, VolumeError> {
-    maintain(settings, pool, id, async |held: &Maintained| repair(&held.place, held.epoch).await)
-        .await
+    maintain(settings, pool, id, async |held: &Maintained| repair(&held.opening).await).await
 }
 
-async fn repair(place: &DbPlace, epoch: Epoch) -> Result<Repaired, FsError> {
-    let database = Database::visit(place, Some(epoch)).await?;
+async fn repair(Opening { place, expected }: &Opening) -> Result<Repaired, FsError> {
+    let database = Database::visit(place, Some(*expected)).await?;
     // The committer stores no packs, so that none is settled.
     let committer =
         Committer::start(database, None, Box::new(|| 0), place.bucket.failpoints().clone()).await?;
@@ -165,16 +183,17 @@ pub async fn release_lost(
     let mine = ActiveClaim::Maintenance(me.claim);
     let mut openings = Openings::new(pool, &place, id, &mine);
     loop {
-        match openings.expected().await? {
-            // No owner ever opened it.
-            Epoch(0) => break,
-            expected => match void_journals(&place, expected).await {
-                Err(FsError::Fenced) => {}
-                voided => {
-                    voided.map_err(|source| VolumeError::Fs { dataset: id.to_string(), source })?;
-                    break;
-                }
-            },
+        let Opening { place, expected } = openings.next().await?;
+        // No owner ever opened it.
+        if expected == Epoch(0) {
+            break;
+        }
+        match void_journals(&place, expected).await {
+            Err(FsError::Fenced) => {}
+            voided => {
+                voided.map_err(|source| VolumeError::Fs { dataset: id.to_string(), source })?;
+                break;
+            }
         }
     }
     step("volume.lost.fenced").await?;
@@ -198,9 +217,8 @@ pub async fn finish_release(
 struct Maintained {
     place: DbPlace,
     dataset: Dataset,
-    /// The epoch with which the database must be opened (R32), unless it is not written to as its
-    /// owner at all.
-    epoch: Epoch,
+    /// The one opening of the database (R32), unless it is not written to as its owner at all.
+    opening: Opening,
     claim: ActiveClaim,
 }
 
@@ -220,12 +238,12 @@ async fn maintain<T>(
     let step = pool.bucket().failpoints().step("volume.maintenance.claimed").await;
     let fs = |source| VolumeError::Fs { dataset: id.to_string(), source };
     let opened = match step {
-        Ok(()) => Openings::new(pool, &place, id, &mine).expected().await,
+        Ok(()) => Openings::new(pool, &place, id, &mine).next().await,
         Err(injected) => Err(fs(FsError::Unavailable(injected.to_string()))),
     };
     let settled = match opened {
-        Ok(epoch) => {
-            let held = Maintained { place, dataset, epoch, claim: mine.clone() };
+        Ok(opening) => {
+            let held = Maintained { place, dataset, opening, claim: mine.clone() };
             Box::pin(settle(pool, held, before)).await.map_err(fs)
         }
         Err(error) => Err(error),
@@ -262,10 +280,12 @@ async fn settle(
     before: Before,
 ) -> Result<Maintained, FsError> {
     let restoring = held.dataset.restoring;
-    if held.epoch == Epoch(0) || restoring.is_none() && !matches!(before, Before::Unfinished(_)) {
+    let is_new = held.opening.expected == Epoch(0);
+    if is_new || restoring.is_none() && !matches!(before, Before::Unfinished(_)) {
         return Ok(held);
     }
-    held.epoch = void_journals(&held.place, held.epoch).await?;
+    let expected = void_journals(&held.opening.place, held.opening.expected).await?;
+    held.opening = Opening { place: held.place.clone(), expected };
     let Some(snapshot) = restoring else { return Ok(held) };
     if let Err(error) = forget_restore(pool, held.dataset.id(), snapshot, &held.claim).await {
         tracing::warn!(
@@ -289,8 +309,9 @@ async fn checkpoint(
     held: &Maintained,
     name: &str,
 ) -> Result<(CheckpointId, Epoch), FsError> {
-    if held.epoch > Epoch(0) {
-        return db::checkpoint_closed(&held.place, name, held.epoch).await;
+    let Opening { place, expected } = &held.opening;
+    if *expected > Epoch(0) {
+        return db::checkpoint_closed(place, name, *expected).await;
     }
     // The dataset was never opened: it has no root directory yet.
     let fs = open(settings, pool, held).await?;
@@ -302,5 +323,6 @@ async fn checkpoint(
 
 async fn open(settings: &VolumeSettings, pool: &Catalog, held: &Maintained) -> Result<Fs, FsError> {
     let chunks = settings.chunks(pool, held.dataset.family);
-    Fs::open_at(&held.place, chunks, settings.options(&held.dataset, None), held.epoch).await
+    let Opening { place, expected } = &held.opening;
+    Fs::open_at(place, chunks, settings.options(&held.dataset, None), *expected).await
 }

@@ -58,8 +58,8 @@ pub use exported::ExportedFs;
 pub use lease::{BootClock, Clock, ExpiredLease, LeaseSettings, Verdict, Watch};
 pub use lifecycle::CloseReason;
 pub use maintenance::{
-    checkpoint_released, checkpoint_unchanged, collect_released, detach_released, finish_release,
-    release_lost, repair_released, seal_released, with_released,
+    checkpoint_released, checkpoint_unchanged, closed_database, collect_released, detach_released,
+    finish_release, release_lost, repair_released, seal_released, with_released,
 };
 pub use open_snapshots::{OpenSnapshots, RetainedBy};
 pub use ownership::{is_maintenance, unvoided_journal_dir};

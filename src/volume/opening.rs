@@ -3,7 +3,7 @@
 //! whether it may be the owner.
 
 use super::VolumeError;
-use super::claim::{ActiveClaim, Openings, claim};
+use super::claim::{ActiveClaim, Opening, Openings, claim_from};
 use super::entry::{Open, Users, VolumeEntry};
 use super::exported::ExportedFs;
 use super::journals;
@@ -31,10 +31,11 @@ impl Volumes {
             claim: ClaimOutcome::Refused,
         };
         // Checked before a heartbeat is written in vain.
-        let record = pool.dataset_by_id(id).await?.ok_or_else(absent)?.record;
-        let stopped = self.stopped_here(pool, &record, &me).await?;
+        let at = pool.dataset_by_id(id).await?.ok_or_else(absent)?;
+        let record = &at.record;
+        let stopped = self.stopped_here(pool, record, &me).await?;
         let expired = expired.or(stopped.as_ref());
-        ownership::may_take(&record, &me, expired).map_err(NotOpened::at_claim)?;
+        ownership::may_take(record, &me, expired).map_err(NotOpened::at_claim)?;
         let begun = self.renewer(pool).begin(id, me.claim).await?;
         if self.inner.handed_over.load(Ordering::SeqCst) {
             // The hand-over did not wait for this: the next process may have it open by now.
@@ -42,7 +43,8 @@ impl Volumes {
         }
         let active = ActiveClaim::Volume(begun.guard.ownership().clone());
         entry.claiming(active.clone());
-        let (dataset, before) = claim(pool, id, &me, expired).await.map_err(NotOpened::at_claim)?;
+        let claimed = claim_from(pool, &at, &me, expired).await;
+        let (dataset, before) = claimed.map_err(NotOpened::at_claim)?;
         entry.claimed(active.clone());
         if let (Before::Another, Some(owner)) = (before, &record.owner) {
             tracing::warn!(
@@ -98,8 +100,8 @@ impl Volumes {
         let chunks = self.chunks(pool, dataset.family);
         let mut openings = Openings::new(pool, &place, dataset.id(), &claim);
         let fs = loop {
-            let (expected, options) =
-                (openings.expected().await?, settings.options(dataset, journal.clone()));
+            let Opening { place, expected } = openings.next().await?;
+            let options = settings.options(dataset, journal.clone());
             match Fs::open_under(
                 &place,
                 chunks.clone(),

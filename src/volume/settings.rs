@@ -89,5 +89,5 @@ pub fn place(
     cache: &DbCache,
 ) -> DbPlace {
     let sealer = pool.keyring().database_sealer(family);
-    DbPlace { bucket: pool.bucket().clone(), incarnation, sealer, cache: cache.clone() }
+    DbPlace::new(pool.bucket().clone(), incarnation, sealer, cache.clone())
 }

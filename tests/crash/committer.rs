@@ -81,12 +81,12 @@ fn pack() -> PackId {
 
 impl World {
     fn new(seed: u64) -> Self {
-        let place = DbPlace {
-            bucket: Bucket::memory(),
-            incarnation: Incarnation::from_bytes([5; 16]),
-            sealer: None,
-            cache: DbCache::new(8 << 20),
-        };
+        let place = DbPlace::new(
+            Bucket::memory(),
+            Incarnation::from_bytes([5; 16]),
+            None,
+            DbCache::new(8 << 20),
+        );
         let folder = tempfile::tempdir().expect("a folder");
         Self {
             place,

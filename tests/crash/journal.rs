@@ -20,12 +20,12 @@ const VERSION_BYTES: std::ops::Range<usize> = 8..12;
 type Rows = BTreeMap<u64, Bytes>;
 
 async fn open(store: &InMemory, dataset: u8, journal: &Path) -> Result<Committer, FsError> {
-    let place = DbPlace {
-        bucket: Bucket::on(Arc::new(store.clone()), Default::default()),
-        incarnation: Incarnation::from_bytes([dataset; 16]),
-        sealer: None,
-        cache: DbCache::new(4 << 20),
-    };
+    let place = DbPlace::new(
+        Bucket::on(Arc::new(store.clone()), Default::default()),
+        Incarnation::from_bytes([dataset; 16]),
+        None,
+        DbCache::new(4 << 20),
+    );
     let db = Database::open(&place, None).await?;
     Committer::start(db, Some(journal), Box::new(|| 0), Failpoints::default()).await
 }

@@ -96,7 +96,7 @@ const ELSEWHERE: &[(&str, &str)] = &[
     ("collect.detach.recorded", "tests/lifecycle/detach.rs"),
     ("fs.db.detach.rewritten", "tests/lifecycle/detach.rs"),
     ("fs.db.detach.dropped", "tests/lifecycle/detach.rs"),
-    ("volume.maintenance.claimed", "tests/lifecycle/steps.rs"),
+    ("volume.maintenance.claimed", "tests/lifecycle/detach.rs"),
     ("control.release.begin", "tests/lifecycle/takeover.rs"),
     ("control.release.revoked", "tests/lifecycle/takeover.rs"),
     ("volume.lost.claimed", "tests/lifecycle/takeover.rs"),

@@ -201,12 +201,7 @@ async fn the_journal_begins_with_whose_it_is() {
     let journal = folder.path().join("journal");
     let segment = |path: &Path| std::fs::read(path.with_extension("0")).unwrap();
     let incarnation = Incarnation::from_bytes([0x55; 16]);
-    let place = DbPlace {
-        bucket: Bucket::memory(),
-        incarnation,
-        sealer: None,
-        cache: DbCache::new(4 << 20),
-    };
+    let place = DbPlace::new(Bucket::memory(), incarnation, None, DbCache::new(4 << 20));
     let db = Database::open(&place, None).await.unwrap();
     let committer =
         Committer::start(db, Some(&journal), Box::new(|| 0), Failpoints::default()).await.unwrap();

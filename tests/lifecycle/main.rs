@@ -32,6 +32,7 @@ mod requests;
 mod restore;
 mod restored_trees;
 mod rewriting;
+mod round_trips;
 mod scrubbing;
 mod snapdir;
 mod space;

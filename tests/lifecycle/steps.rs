@@ -18,7 +18,6 @@ const SNAPSHOT: &[&str] = &[
     "control.snapshot.begin",
     "control.snapshot.claimed",
     "control.snapshot.serial",
-    "volume.maintenance.claimed",
     "control.snapshot.intent",
     "control.snapshot.checkpoint",
     "control.snapshot.ready",

@@ -4,35 +4,57 @@
 use super::{World, data};
 use crate::leases::{LEASE, patiently, two_nodes};
 use crate::support::files::{root, top, write_at};
+use crate::support::world::until_passed;
 use bytes::Bytes;
 use std::time::Duration;
+use zerofs_csi::catalog::Owner;
 use zerofs_csi::control::{ReleaseMode, Source};
 use zerofs_csi::fs::api::{FileSystem, Stability};
+use zerofs_csi::types::SessionId;
 
-/// The controller stands between its claim and its opening of the database while a node takes the
-/// volume over.
-async fn race(opened_before: bool) {
+/// The state of the dataset when a snapshot of it is asked for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Dataset {
+    New,
+    /// Released, and closed in order.
+    Closed,
+    /// Released but for a maintenance claim of a process that has died.
+    Maintained,
+}
+
+/// The controller is held at a step of its snapshot of a released volume while a node takes that
+/// over.
+async fn race(step: &str, dataset: Dataset) {
     let node = World::new().await;
     let elsewhere = node.beside("controller-1");
     let volume = elsewhere.volume("v").await;
-    if opened_before {
+    if dataset != Dataset::New {
         node.write(volume, "old", &data(1, 70_000)).await;
+    }
+    if dataset == Dataset::Maintained {
+        let claim = |record: &mut zerofs_csi::catalog::Dataset| {
+            record.owner = Some(Owner::new("(controller)", SessionId::random()));
+            Ok(())
+        };
+        node.catalog.update_dataset(volume.dataset, claim).await.unwrap();
     }
     let mailbox = node.serve_mailbox(Duration::from_millis(20));
 
     let failpoints = node.failpoints().clone();
-    failpoints.set("volume.maintenance.claimed", "pause").unwrap();
+    failpoints.set(step, "pause").unwrap();
     let controller = elsewhere.controller.clone();
     let cutting = tokio::spawn(async move {
         controller.create_csi_snapshot(volume, "cut".parse().unwrap()).await
     });
-    while node.record(volume).await.owner.is_none() {
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
+    until_passed(&failpoints, step, 0).await;
     let open = node.open(volume).await;
     let (file, bytes) = (top::create(&*open.fs, "new").await, data(2, 90_000));
     write_at(&*open.fs, file, 0, &bytes).await;
-    failpoints.set("volume.maintenance.claimed", "off").unwrap();
+    if step == "control.snapshot.intent" {
+        // The manifest that the controller has read is no longer the newest.
+        open.fs.commit(&root(), file, 0, 0).await.unwrap();
+    }
+    failpoints.set(step, "off").unwrap();
 
     let cut = cutting.await.unwrap().unwrap().handle;
     open.fs.commit(&root(), file, 0, 0).await.unwrap();
@@ -46,18 +68,24 @@ async fn race(opened_before: bool) {
 
     let clone = elsewhere.copy("c", Source::Snapshot(cut)).await;
     let found = elsewhere.read(clone).await;
-    assert_eq!(found.contains_key("old"), opened_before);
+    assert_eq!(found.contains_key("old"), dataset != Dataset::New);
     assert!(found["new"] == bytes, "what the node acknowledged before the call ended");
 }
 
 #[test]
 fn a_node_that_takes_over_from_a_controller_is_not_fenced() {
-    super::run(race(true));
+    super::run(race("volume.maintenance.claimed", Dataset::Maintained));
+}
+
+/// Without a claim: the checkpoint is not made of a manifest that has been replaced.
+#[test]
+fn nor_is_one_that_opens_while_a_closed_database_gets_its_checkpoint() {
+    super::run(race("control.snapshot.intent", Dataset::Closed));
 }
 
 #[test]
 fn nor_is_one_that_opens_a_new_volume_for_the_first_time() {
-    super::run(race(false));
+    super::run(race("volume.maintenance.claimed", Dataset::New));
 }
 
 #[test]

@@ -25,7 +25,7 @@ pub struct Dataset {
 impl Dataset {
     pub fn new(bucket: Bucket, journals: PathBuf) -> Self {
         let incarnation = Incarnation::random();
-        let place = DbPlace { bucket, incarnation, sealer: None, cache: DbCache::new(16 << 20) };
+        let place = DbPlace::new(bucket, incarnation, None, DbCache::new(16 << 20));
         let options = FsOptions {
             properties: FsProperties {
                 sync: SyncMode::Standard,
@@ -49,7 +49,7 @@ impl Dataset {
     /// As a new process has it: on `bucket`, with nothing in memory, its journal in `journals` or
     /// without one.
     pub fn reborn(&mut self, bucket: Bucket, journals: Option<&std::path::Path>) {
-        self.place = DbPlace { bucket, cache: DbCache::new(4 << 20), ..self.place.clone() };
+        (self.place.bucket, self.place.cache) = (bucket, DbCache::new(4 << 20));
         self.chunks = ChunkCache::memory(4 << 20);
         self.options.memory = FsMemory::new(8 << 20, 4 << 20);
         self.options.journal =

@@ -1,9 +1,9 @@
 //! Finds datasets and snapshots by the names that people give.
 
 use super::{Browser, refused};
-use crate::catalog::{Dataset, Snapshot, State};
+use crate::catalog::{Dataset, Slot, Snapshot, State, Versioned};
 use crate::control::ControlError;
-use crate::types::{Class, DatasetId, DatasetName, SnapshotName, Timestamp};
+use crate::types::{Class, DatasetId, DatasetName, SnapshotName};
 
 /// A state of a dataset whose files can be read.
 #[derive(Clone, Debug)]
@@ -30,14 +30,22 @@ impl Browser {
     /// `NotFound`, which tells a deleted dataset from an unknown one; `Invalid` for what is no
     /// name.
     pub async fn dataset(&self, name: &str) -> Result<Dataset, ControlError> {
-        let found = self.record(name).await?;
+        self.dataset_version(name).await.map(|at| at.record)
+    }
+
+    /// As [`Self::dataset`], for a caller that will change its record.
+    pub(super) async fn dataset_version(
+        &self,
+        name: &str,
+    ) -> Result<Versioned<Dataset>, ControlError> {
+        let found = self.pool().catalog.dataset(&dataset_name(name)?).await?;
         let why = match &found {
-            Some(dataset) if dataset.state == State::Deleting => {
+            Some(at) if at.record.state == State::Deleting => {
                 "was deleted: only the data that its snapshots and clones use is left"
             }
             _ => "does not exist in this pool: `zerofs-csi dataset list` lists all datasets",
         };
-        let live = found.filter(is_live);
+        let live = found.filter(|at| is_live(&at.record));
         live.ok_or_else(|| refused(Class::NotFound, format!("dataset {name} {why}")))
     }
 
@@ -102,9 +110,15 @@ impl Browser {
     /// Refuses the name of an existing dataset. An unfinished one is no conflict: the call
     /// completes it.
     pub async fn is_new(&self, name: &DatasetName) -> Result<(), ControlError> {
-        match self.ready(name.as_str()).await? {
-            Some(dataset) => Err(exists(name.as_str(), dataset.created)),
-            None => Ok(()),
+        self.new_name(name).await.map(drop)
+    }
+
+    /// As [`Self::is_new`], for a caller that will make it.
+    pub(super) async fn new_name(&self, name: &DatasetName) -> Result<Slot<Dataset>, ControlError> {
+        let slot = self.pool().catalog.dataset_slot(name).await?;
+        match slot.record().filter(|at| at.record.state == State::Ready) {
+            Some(at) => Err(ControlError::already_exists(name.as_str(), at.record.created)),
+            None => Ok(slot),
         }
     }
 
@@ -128,15 +142,24 @@ impl Browser {
     /// `NotFound`; `InProgress` for one that is not finished; `Invalid` for the name of a writable
     /// snapshot, which is a dataset.
     pub async fn snapshot(&self, dataset: &str, name: &str) -> Result<Snapshot, ControlError> {
+        self.snapshot_version(dataset, name).await.map(|at| at.record)
+    }
+
+    /// As [`Self::snapshot`], for a caller that will change its record.
+    pub(super) async fn snapshot_version(
+        &self,
+        dataset: &str,
+        name: &str,
+    ) -> Result<Versioned<Snapshot>, ControlError> {
         let parsed = snapshot_name(name)?;
         let found = match self.record(dataset).await? {
-            Some(of) => self.pool().catalog.snapshot(of.id(), &parsed).await?.map(|at| at.record),
+            Some(of) => self.pool().catalog.snapshot(of.id(), &parsed).await?,
             None => None,
         };
         let full = format!("{dataset}@{name}");
         let (class, why) = match found {
-            Some(found) if found.state == State::Ready => return Ok(found),
-            Some(found) if found.state == State::Creating => (
+            Some(found) if found.record.state == State::Ready => return Ok(found),
+            Some(found) if found.record.state == State::Creating => (
                 Class::InProgress,
                 format!("is not finished: run `dataset snapshot create {dataset} {name}` again"),
             ),
@@ -169,13 +192,6 @@ impl Browser {
 
 pub(super) fn is_live(dataset: &Dataset) -> bool {
     matches!(dataset.state, State::Ready | State::Creating)
-}
-
-/// The error for a name that is taken.
-pub fn exists(name: &str, since: Timestamp) -> ControlError {
-    let since = since.rfc3339();
-    let why = format!("{name} already exists (created {since}): delete it, or choose another name");
-    refused(Class::Exists, why)
 }
 
 /// # Errors

@@ -32,7 +32,7 @@ mod read;
 mod reserved;
 mod walk;
 
-pub use changes::{HoldChange, NewSnapshot};
+pub use changes::{HoldChange, MadeDataset, NewSnapshot};
 pub use cursor::Cursor;
 pub use diff::apart;
 pub use entry::Entry;
@@ -40,7 +40,7 @@ pub use facts::{DatasetFacts, SnapshotFacts, SnapshotKind};
 pub use files::LIST_MAX;
 pub use find::{Hit, Searched, VISITED_MAX};
 pub use history::{PathState, PathVersion};
-pub use lookup::{Root, dataset_name, exists, snapshot_name, split_snapshot};
+pub use lookup::{Root, dataset_name, snapshot_name, split_snapshot};
 pub use names::Names;
 pub use open::{IDLE, OpenRoot};
 pub use path::{PathError, find as find_path, kind_name, shown as shown_path};

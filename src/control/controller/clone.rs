@@ -6,18 +6,20 @@ use super::{ANCESTORS_MAX, CLONES_MAX, Controller, check};
 use crate::catalog::{CatalogError, Dataset, Form, Snapshot, State, Versioned};
 use crate::control::{ControlError, Pool};
 use crate::fs::FsError;
-use crate::fs::db::{self, CheckpointId, DbPlace, Detached};
-use crate::types::{Class, Classify, DatasetId, Incarnation, SnapshotId};
+use crate::fs::db::{self, CheckpointId, DbPlace, Detached, NewClone};
+use crate::types::{Class, Classify, DatasetId, Incarnation, SnapshotId, SnapshotName};
 
 impl Controller {
+    /// `source`: the snapshot's record, where the caller has just read it.
     pub(super) async fn finish_clone(
         &self,
         pool: &Pool,
         at: Versioned<Dataset>,
+        source: Option<Versioned<Snapshot>>,
     ) -> Result<Dataset, ControlError> {
         let name = at.record.name.clone();
         let intent = at.record.clone();
-        match Box::pin(self.clone_steps(pool, at)).await {
+        match Box::pin(self.clone_steps(pool, at, source)).await {
             Err(error) if error.class() == Class::NotFound => {
                 // The source was deleted: without it the intent can never be completed, and the
                 // caller may give up for good.
@@ -34,31 +36,39 @@ impl Controller {
         &self,
         pool: &Pool,
         mut at: Versioned<Dataset>,
+        source: Option<Versioned<Snapshot>>,
     ) -> Result<Dataset, ControlError> {
         let clone = at.record.clone();
         let origin = clone.origin.ok_or_else(|| {
             ControlError::Internal(format!("volume {} is an intent without a source", clone.name))
         })?;
-        let snapshot = self.clone_source(pool, &clone, origin).await?;
+        let source = match source {
+            Some(source) => source,
+            None => self.clone_source(pool, &clone, origin).await?,
+        };
+        let snapshot = &source.record;
         let checkpoint = snapshot.checkpoint.ok_or_else(|| ControlError::InProgress {
             what: format!("snapshot {}", snapshot.name),
         })?;
         let lock = self.sources.lock(origin.dataset).await;
-        depend(pool, origin, clone.incarnation).await?;
+        let clone_place =
+            self.volumes.settings().place(&pool.catalog, clone.family, clone.incarnation);
+        let (depends, database) = tokio::join!(
+            depend(pool, &source, clone.incarnation),
+            new_database(&clone, &clone_place, origin, CheckpointId(checkpoint))
+        );
+        depends?;
         pool.step("control.create.dependant").await?;
-        if clone.form == Form::Snapshot {
+        let Some(database) = database? else {
             // The snapshot is the volume: it is recorded among the snapshot's dependants, and there
             // is nothing to make.
             let ready = Dataset { state: State::Ready, ..clone };
             pool.catalog.swap_dataset(&mut at, ready).await?;
             pool.step("control.create.reader").await?;
             return Ok(at.record);
-        }
-        let settings = self.volumes.settings();
-        let source_place = settings.place(&pool.catalog, clone.family, origin.dataset);
-        let attached = db::ancestors_at(&source_place, CheckpointId(checkpoint)).await?;
-        let clone_place = settings.place(&pool.catalog, clone.family, clone.incarnation);
-        db::clone_from(&clone_place, origin.dataset, CheckpointId(checkpoint)).await?;
+        };
+        let attached = database.ancestors();
+        database.make().await?;
         drop(lock);
         pool.step("control.create.cloned").await?;
         if attached >= ANCESTORS_MAX {
@@ -84,27 +94,36 @@ impl Controller {
         pool: &Pool,
         clone: &Dataset,
         origin: SnapshotId,
-    ) -> Result<Snapshot, ControlError> {
+    ) -> Result<Versioned<Snapshot>, ControlError> {
         let implied = check::implied_name(clone.incarnation)?;
-        let found = pool.catalog.snapshot_by_id(origin).await?.map(|at| at.record);
+        let is_implied =
+            crate::types::NameKey::of("snapshot", implied.as_str()) == origin.snapshot.key;
+        let found = pool.catalog.snapshot_by_id(origin).await?;
         match found {
-            Some(snapshot) if snapshot.state == State::Ready => Ok(snapshot),
+            Some(at) if at.record.state == State::Ready => Ok(at),
             // A tombstone still serves a clone that it already counts as its dependant.
-            Some(snapshot) if snapshot.dependants.contains(&clone.incarnation) => Ok(snapshot),
-            None | Some(Snapshot { state: State::Creating, .. })
-                if crate::types::NameKey::of("snapshot", implied.as_str())
-                    == origin.snapshot.key =>
-            {
-                let source = self.dataset_of_life(pool, origin.dataset).await?;
-                Ok(self.make_snapshot(pool, &source, origin, implied, Purpose::Clone).await?.record)
+            Some(at) if at.record.dependants.contains(&clone.incarnation) => Ok(at),
+            Some(at) if at.record.state == State::Creating && !is_implied => {
+                Err(ControlError::InProgress { what: format!("snapshot {}", at.record.name) })
             }
-            Some(Snapshot { state: State::Creating, name, .. }) => {
-                Err(ControlError::InProgress { what: format!("snapshot {name}") })
+            None if is_implied => self.make_implied(pool, origin, implied).await,
+            Some(at) if at.record.state == State::Creating => {
+                self.make_implied(pool, origin, implied).await
             }
             _ => Err(ControlError::NotFound {
                 what: format!("the source snapshot {}", origin.snapshot),
             }),
         }
+    }
+
+    async fn make_implied(
+        &self,
+        pool: &Pool,
+        origin: SnapshotId,
+        name: SnapshotName,
+    ) -> Result<Versioned<Snapshot>, ControlError> {
+        let source = self.dataset_of_life(pool, origin.dataset).await?;
+        self.make_snapshot(pool, &source, origin, name, Purpose::Clone).await
     }
 
     /// A live dataset by its incarnation alone.
@@ -159,11 +178,29 @@ async fn detach(clone: &DbPlace) -> Result<(), FsError> {
 }
 
 /// Puts the clone among the snapshot's dependants, which keeps the checkpoint (R14).
-async fn depend(pool: &Pool, origin: SnapshotId, clone: Incarnation) -> Result<(), ControlError> {
-    let mut full = false;
+/// The database that a clone is to get; `None`: the clone is the snapshot itself.
+async fn new_database(
+    clone: &Dataset,
+    place: &DbPlace,
+    origin: SnapshotId,
+    checkpoint: CheckpointId,
+) -> Result<Option<NewClone>, FsError> {
+    match clone.form {
+        Form::Snapshot => Ok(None),
+        Form::Writable => NewClone::read(place, origin.dataset, checkpoint).await.map(Some),
+    }
+}
+
+/// Records the clone among the snapshot's dependants: from here on its checkpoint stays (R14).
+async fn depend(
+    pool: &Pool,
+    source: &Versioned<Snapshot>,
+    clone: Incarnation,
+) -> Result<(), ControlError> {
+    let (origin, mut full) = (source.record.id(), false);
     let changed = pool
         .catalog
-        .update_snapshot(origin, |snapshot| {
+        .update_snapshot_from(source, |snapshot| {
             if snapshot.dependants.contains(&clone) {
                 return Ok(());
             }

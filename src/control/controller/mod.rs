@@ -16,6 +16,7 @@ mod snapshot;
 mod writable;
 
 pub(super) use check::properties as check_properties;
+pub(super) use create::KnownRecords;
 pub(super) use delete::tombstone_dataset;
 pub use ephemeral::EphemeralWatch;
 pub use group::GroupInfo;

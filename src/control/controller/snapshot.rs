@@ -1,21 +1,46 @@
 //! CreateSnapshot: write the intent, have the owner make the checkpoint, mark the record ready
 //! (R3).
 
-use super::{Controller, SNAPSHOTS_MAX, SnapshotInfo, check, snapshot_info};
-use crate::catalog::{CatalogError, Dataset, Snapshot, State, Versioned};
+use super::{Controller, SNAPSHOTS_MAX, SnapshotInfo, check, snapshot_info, writable};
+use crate::catalog::{CatalogError, Dataset, Snapshot, SnapshotSlot, State, Versioned};
 use crate::control::owner::{Checkpointed, OwnerRequest};
 use crate::control::{ControlError, Pool};
+use crate::fs::db::{CheckpointId, ClosedDatabase};
 use crate::types::{
     Classify, DatasetId, GroupId, Incarnation, NameKey, SNAPSHOT_SERIAL_MAX as SERIAL_MAX,
     SnapshotId, SnapshotName, Timestamp, VolumeHandle,
 };
-use crate::volume::VolumeError;
+use crate::volume::{VolumeError, closed_database};
 
 /// The scope in which a snapshot's name is unique.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum NameScope {
     Dataset,
     Pool,
+}
+
+/// The answer when the snapshot exists.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Existing {
+    /// The call may be a retry: it gets the existing one.
+    Return,
+    /// Somebody wants a snapshot of the current state.
+    Refuse,
+}
+
+/// A snapshot to make.
+struct Wanted {
+    name: SnapshotName,
+    scope: NameScope,
+    existing: Existing,
+    purpose: Purpose,
+}
+
+impl Wanted {
+    fn named(name: SnapshotName) -> Self {
+        let (scope, existing) = (NameScope::Dataset, Existing::Return);
+        Self { name, scope, existing, purpose: Purpose::Named }
+    }
 }
 
 /// The reason why a snapshot is made.
@@ -38,7 +63,22 @@ impl Controller {
         volume: VolumeHandle,
         name: SnapshotName,
     ) -> Result<SnapshotInfo, ControlError> {
-        self.snapshot_named(volume, name, NameScope::Dataset, Purpose::Named).await
+        self.snapshot_of(volume, Wanted::named(name)).await
+    }
+
+    /// Makes a snapshot of a dataset whose record the caller has just read.
+    ///
+    /// # Errors
+    /// `Exists` for an earlier one of that name, unless it is still unfinished: then this call
+    /// finishes it.
+    pub(in crate::control) async fn create_new_snapshot(
+        &self,
+        pool: &Pool,
+        of: Versioned<Dataset>,
+        name: SnapshotName,
+    ) -> Result<SnapshotInfo, ControlError> {
+        let wanted = Wanted { existing: Existing::Refuse, ..Wanted::named(name) };
+        Box::pin(self.snapshot_wanted(pool, &of, wanted)).await
     }
 
     /// Makes the snapshot of a slot of the dataset's policy, or returns the existing one.
@@ -50,7 +90,7 @@ impl Controller {
         now: Timestamp,
     ) -> Result<Snapshot, ControlError> {
         let purpose = Purpose::Policy { slot, now };
-        let made = self.snapshot_named(volume, name, NameScope::Dataset, purpose).await?;
+        let made = self.snapshot_of(volume, Wanted { purpose, ..Wanted::named(name) }).await?;
         Ok(made.snapshot)
     }
 
@@ -60,67 +100,90 @@ impl Controller {
         volume: VolumeHandle,
         name: SnapshotName,
     ) -> Result<SnapshotInfo, ControlError> {
-        self.snapshot_named(volume, name, NameScope::Pool, Purpose::Named).await
+        let wanted = Wanted { scope: NameScope::Pool, ..Wanted::named(name) };
+        self.snapshot_of(volume, wanted).await
     }
 
-    async fn snapshot_named(
+    async fn snapshot_of(
         &self,
         volume: VolumeHandle,
-        name: SnapshotName,
-        scope: NameScope,
-        purpose: Purpose,
+        wanted: Wanted,
     ) -> Result<SnapshotInfo, ControlError> {
-        check::name(name.may_be_given())?;
+        check::name(wanted.name.may_be_given())?;
         let absent = || ControlError::NotFound { what: format!("volume {volume}") };
         let pool = self.pool(volume.pool)?.ok_or_else(absent)?;
-        let within = match scope {
-            NameScope::Dataset => format!("volume {}", volume.dataset),
+        let source = pool.catalog.dataset_by_id(volume.dataset).await?.ok_or_else(absent)?;
+        Box::pin(self.snapshot_wanted(pool, &source, wanted)).await
+    }
+
+    async fn snapshot_wanted(
+        &self,
+        pool: &Pool,
+        source: &Versioned<Dataset>,
+        wanted: Wanted,
+    ) -> Result<SnapshotInfo, ControlError> {
+        let (dataset, name) = (&source.record, &wanted.name);
+        check::name(name.may_be_given())?;
+        let volume = dataset.id();
+        let within = match wanted.scope {
+            NameScope::Dataset => format!("volume {volume}"),
             NameScope::Pool => format!("pool {}", pool.name),
         };
         let _lock = self.operations.try_lock(format!("snapshot {name} of {within}"))?;
-        let source = pool.catalog.dataset_by_id(volume.dataset).await?.ok_or_else(absent)?;
-        let dataset = &source.record;
         match dataset.state {
             State::Ready => {}
             State::Creating => {
                 return Err(VolumeError::Creating { dataset: dataset.name.to_string() }.into());
             }
-            State::Deleting | State::Dead => return Err(absent()),
+            State::Deleting | State::Dead => {
+                let volume = VolumeHandle { pool: pool.id(), dataset: volume };
+                return Err(ControlError::NotFound { what: format!("volume {volume}") });
+            }
         }
         check::has_database(dataset)?;
-        let found = pool.catalog.snapshot(dataset.id(), &name).await?;
-        let mut is_new = found.is_none();
-        let mut id = match found {
+        let (slot, writable) = tokio::join!(
+            pool.catalog.snapshot_slot(volume, name),
+            writable_of_name(pool, dataset, &wanted)
+        );
+        let slot = slot?;
+        let mut is_new = slot.record().is_none();
+        let mut id = match slot.record() {
             Some(at) => match at.record.state {
+                State::Ready if wanted.existing == Existing::Refuse => {
+                    return Err(already_exists(dataset, name, at.record.created));
+                }
                 State::Ready if at.record.group.is_some() => return Err(in_group(&at.record)),
                 State::Creating if at.record.group.is_some() => {
                     return Err(ControlError::InProgress {
                         what: format!("group snapshot {name}"),
                     });
                 }
-                State::Ready => return Ok(snapshot_info(pool, at.record)),
+                State::Ready => return Ok(snapshot_info(pool, at.record.clone())),
                 State::Creating => at.record.id(),
-                State::Deleting | State::Dead => return Err(self.name_in_use(&name)),
+                State::Deleting | State::Dead => return Err(self.name_in_use(name)),
             },
-            None if scope == NameScope::Pool => new_id(dataset, &name),
             None => {
-                self.is_free_of_writable(pool, dataset, &name).await?;
-                new_id(dataset, &name)
+                is_not_writable(dataset, &wanted, writable?)?;
+                new_id(dataset, name)
             }
         };
-        if scope == NameScope::Pool {
-            let claimed = claim_name(pool, dataset, &name, id).await?;
+        if wanted.scope == NameScope::Pool {
+            let claimed = claim_name(pool, dataset, name, id).await?;
             is_new &= claimed == id;
             id = claimed;
             pool.step("control.snapshot.claimed").await?;
         }
+        let Wanted { name, purpose, .. } = wanted;
         let at = match is_new {
             // Nobody else knows this id: there is no record to look for.
             true => {
-                let at = intend(pool, &source, id, name, purpose).await?;
-                self.complete_snapshot(pool, dataset, at).await?
+                let (at, closed) = tokio::join!(
+                    intend_at(pool, source, slot, id, name, purpose),
+                    self.closed_database(pool, dataset)
+                );
+                self.complete_snapshot(pool, dataset, at?, closed).await?
             }
-            false => self.make_snapshot(pool, &source, id, name, purpose).await?,
+            false => self.make_snapshot(pool, source, id, name, purpose).await?,
         };
         Ok(snapshot_info(pool, at.record))
     }
@@ -138,14 +201,24 @@ impl Controller {
             Some(at) => at,
             None => intend(pool, source, id, name, purpose).await?,
         };
-        self.complete_snapshot(pool, &source.record, at).await
+        let closed = self.closed_database(pool, &source.record).await;
+        self.complete_snapshot(pool, &source.record, at, closed).await
     }
 
+    /// The database of a dataset that is released, so that its checkpoint needs no opening. Where
+    /// it cannot be read, the opening tells why.
+    async fn closed_database(&self, pool: &Pool, dataset: &Dataset) -> Option<ClosedDatabase> {
+        let settings = self.volumes.settings();
+        closed_database(settings, &pool.catalog, dataset).await.ok().flatten()
+    }
+
+    /// `closed`: the dataset's database, read after the dataset's record was.
     async fn complete_snapshot(
         &self,
         pool: &Pool,
         dataset: &Dataset,
         mut at: Versioned<Snapshot>,
+        closed: Option<ClosedDatabase>,
     ) -> Result<Versioned<Snapshot>, ControlError> {
         let id = at.record.id();
         match at.record.state {
@@ -154,9 +227,18 @@ impl Controller {
             // Its name may still be reserved for it; the collector frees it.
             State::Deleting | State::Dead => return Err(self.name_in_use(&at.record.name)),
         }
-        let request = OwnerRequest::Checkpoint { snapshot: id.snapshot.incarnation };
-        let Checkpointed { checkpoint, referenced } =
-            self.owners.perform(pool, dataset, &request).await?;
+        let snapshot = id.snapshot.incarnation;
+        let made = match closed {
+            Some(closed) => closed.checkpoint(&snapshot.to_string()).await?,
+            None => None,
+        };
+        let Checkpointed { checkpoint, referenced } = match made {
+            Some(CheckpointId(checkpoint)) => Checkpointed { checkpoint, referenced: None },
+            None => {
+                let request = OwnerRequest::Checkpoint { snapshot };
+                self.owners.perform(pool, dataset, &request).await?
+            }
+        };
         pool.step("control.snapshot.checkpoint").await?;
         let ready = Snapshot {
             state: State::Ready,
@@ -176,6 +258,50 @@ impl Controller {
             choose another name";
         ControlError::NameInUse { what: format!("snapshot {name}"), why }
     }
+}
+
+/// The writable snapshot of that name, where the two kinds share their names.
+async fn writable_of_name(
+    pool: &Pool,
+    dataset: &Dataset,
+    wanted: &Wanted,
+) -> Result<Option<Dataset>, ControlError> {
+    match wanted.scope {
+        NameScope::Dataset => writable::find(pool, dataset, &wanted.name).await,
+        NameScope::Pool => Ok(None),
+    }
+}
+
+fn is_not_writable(
+    dataset: &Dataset,
+    wanted: &Wanted,
+    writable: Option<Dataset>,
+) -> Result<(), ControlError> {
+    match writable {
+        None => Ok(()),
+        Some(clone) if wanted.existing == Existing::Refuse && clone.state == State::Ready => {
+            Err(already_exists(dataset, &wanted.name, clone.created))
+        }
+        Some(_) => Err(writable::is_writable(dataset, &wanted.name)),
+    }
+}
+
+fn already_exists(dataset: &Dataset, name: &SnapshotName, since: Timestamp) -> ControlError {
+    ControlError::already_exists(&format!("{}@{name}", dataset.name), since)
+}
+
+/// Checks that the dataset may have one more snapshot. Their records are read only where the
+/// names alone are too many: those of snapshots that are gone stay for a while.
+async fn has_room(pool: &Pool, dataset: &Dataset, slot: &SnapshotSlot) -> Result<(), ControlError> {
+    if slot.names() < SNAPSHOTS_MAX
+        || pool.catalog.snapshots(Some(dataset.incarnation)).await?.len() < SNAPSHOTS_MAX
+    {
+        return Ok(());
+    }
+    Err(ControlError::Exhausted(format!(
+        "volume {} has {SNAPSHOTS_MAX} snapshots, which is the limit: delete some first",
+        dataset.name
+    )))
 }
 
 fn new_id(dataset: &Dataset, name: &SnapshotName) -> SnapshotId {
@@ -249,17 +375,23 @@ pub(super) async fn intend(
     name: SnapshotName,
     purpose: Purpose,
 ) -> Result<Versioned<Snapshot>, ControlError> {
+    let slot = pool.catalog.snapshot_slot(source.record.id(), &name).await?;
+    intend_at(pool, source, slot, id, name, purpose).await
+}
+
+async fn intend_at(
+    pool: &Pool,
+    source: &Versioned<Dataset>,
+    slot: SnapshotSlot,
+    id: SnapshotId,
+    name: SnapshotName,
+    purpose: Purpose,
+) -> Result<Versioned<Snapshot>, ControlError> {
     let dataset = &source.record;
-    let others = pool.catalog.snapshots(Some(dataset.incarnation)).await?;
-    if others.len() >= SNAPSHOTS_MAX {
-        return Err(ControlError::Exhausted(format!(
-            "volume {} has {SNAPSHOTS_MAX} snapshots, which is the limit: delete some first",
-            dataset.name
-        )));
-    }
+    has_room(pool, dataset, &slot).await?;
     let serial = next_serial(pool, source).await?;
     pool.step("control.snapshot.serial").await?;
-    let (slot, created) = match purpose {
+    let (policy_slot, created) = match purpose {
         Purpose::Policy { slot, now } => (Some(slot), now),
         Purpose::Group { begun, .. } => (None, begun),
         Purpose::Named | Purpose::Clone => (None, Timestamp::now()),
@@ -278,7 +410,7 @@ pub(super) async fn intend(
         dependants: vec![],
         serial,
         implied: purpose == Purpose::Clone,
-        slot,
+        slot: policy_slot,
         holds: Default::default(),
         group: match purpose {
             Purpose::Group { group, .. } => Some(group),
@@ -287,7 +419,7 @@ pub(super) async fn intend(
     };
     let what = format!("snapshot {}", snapshot.name);
     pool.step("control.snapshot.begin").await?;
-    match pool.catalog.insert_snapshot(snapshot).await {
+    match pool.catalog.insert_snapshot_at(slot, snapshot).await {
         Ok(at) => {
             pool.step("control.snapshot.intent").await?;
             Ok(at)

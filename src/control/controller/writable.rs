@@ -35,7 +35,7 @@ impl Controller {
             form: Form::Writable,
             parameters: BTreeMap::new(),
         };
-        self.make_volume(Some(&pool.name), new).await
+        Box::pin(self.make_volume(Some(&pool.name), new, None)).await
     }
 
     /// The writable snapshot of that name, if there is one.
@@ -50,18 +50,11 @@ impl Controller {
         };
         Ok(find(pool, &source.record, name).await?.map(|clone| volume_info(pool, clone)))
     }
+}
 
-    pub(super) async fn is_free_of_writable(
-        &self,
-        pool: &Pool,
-        source: &Dataset,
-        name: &SnapshotName,
-    ) -> Result<(), ControlError> {
-        match find(pool, source, name).await? {
-            Some(_) => Err(name_given(source, name, "it is a writable snapshot")),
-            None => Ok(()),
-        }
-    }
+/// The error for a read-only snapshot that is to get the name of a writable one.
+pub(super) fn is_writable(source: &Dataset, name: &SnapshotName) -> ControlError {
+    name_given(source, name, "it is a writable snapshot")
 }
 
 /// Returns the name of a dataset as a writable snapshot of another, if it is one.
@@ -76,7 +69,7 @@ pub fn writable_name<'a>(clone: &'a Dataset, source: &Dataset) -> Option<&'a str
         .filter(|_| of && lives)
 }
 
-async fn find(
+pub(super) async fn find(
     pool: &Pool,
     source: &Dataset,
     name: &SnapshotName,

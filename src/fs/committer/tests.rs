@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::bucket::{Bucket, Requests};
-use crate::fs::db::{DbCache, DbPlace};
+use crate::fs::db::{DbCache, DbPlace, NewClone};
 use crate::fs::key;
 use crate::types::Incarnation;
 use std::path::{Path, PathBuf};
@@ -14,12 +14,12 @@ struct Home {
 
 impl Home {
     fn new() -> Self {
-        let place = DbPlace {
-            bucket: Bucket::memory(),
-            incarnation: Incarnation::from_bytes([5; 16]),
-            sealer: None,
-            cache: DbCache::new(8 << 20),
-        };
+        let place = DbPlace::new(
+            Bucket::memory(),
+            Incarnation::from_bytes([5; 16]),
+            None,
+            DbCache::new(8 << 20),
+        );
         Self { place, folder: tempfile::tempdir().unwrap() }
     }
 
@@ -357,8 +357,10 @@ async fn a_snapshot_holds_every_batch_before_it_and_its_clone_is_a_dataset_of_it
     }
     let checkpoint = committer.checkpoint("snap").await.unwrap();
     committer.submit(row(99, 1)).unwrap();
-    let clone = DbPlace { incarnation: Incarnation::from_bytes([6; 16]), ..home.place.clone() };
-    crate::fs::db::clone_from(&clone, home.place.incarnation, checkpoint).await.unwrap();
+    let mut clone = home.place.clone();
+    clone.incarnation = Incarnation::from_bytes([6; 16]);
+    let new = NewClone::read(&clone, home.place.incarnation, checkpoint).await.unwrap();
+    new.make().await.unwrap();
     let cloned = Database::open(&clone, None).await.unwrap();
     let cloned =
         Committer::start(cloned, None, Box::new(|| 0), Failpoints::default()).await.unwrap();

@@ -92,12 +92,7 @@ impl Rig {
         let incarnation = Incarnation::random();
         let family = FamilyId::from(incarnation);
         let sealer = keyring.database_sealer(family);
-        let place = DbPlace {
-            bucket: Bucket::memory(),
-            incarnation,
-            sealer,
-            cache: DbCache::new(16 << 20),
-        };
+        let place = DbPlace::new(Bucket::memory(), incarnation, sealer, DbCache::new(16 << 20));
         let cache = ChunkCache::memory(16 << 20);
         let (committer, inodes, contents) = open(&place, family, &keyring, &cache, &memory).await;
         let row = file(&committer, bits);

@@ -5,7 +5,7 @@ use super::collection::{self, Ages};
 use super::database::last_time;
 use super::detach::Detached;
 use super::settings::TableReaders;
-use super::{CheckpointId, Database, DbPlace, compaction::admin, limited, settings, step};
+use super::{CheckpointId, Database, DbPlace, compaction::admin, limited, named, settings, step};
 use crate::fs::FsError;
 use crate::types::{Epoch, Incarnation};
 use slatedb::admin::CloneSourceSpec;
@@ -26,27 +26,53 @@ pub async fn exists(place: &DbPlace) -> Result<bool, FsError> {
     Ok(manifest(place).await?.is_some_and(|manifest| manifest.initialized()))
 }
 
-/// Makes `clone`'s database from a checkpoint of `source`. A retry after it was done is harmless,
-/// even after the clone was detached (SlateDB itself would refuse then).
-pub async fn clone_from(
-    clone: &DbPlace,
+/// A clone's database to be made from a checkpoint of another, as both were read.
+pub struct NewClone {
+    place: DbPlace,
     source: Incarnation,
     checkpoint: CheckpointId,
-) -> Result<(), FsError> {
-    if exists(clone).await? {
-        return Ok(());
+    exists: bool,
+    ancestors: usize,
+}
+
+impl NewClone {
+    pub async fn read(
+        clone: &DbPlace,
+        source: Incarnation,
+        checkpoint: CheckpointId,
+    ) -> Result<Self, FsError> {
+        let place = clone.reading_once();
+        let of = place.sibling(source);
+        let (exists, ancestors) = tokio::try_join!(exists(&place), ancestors_at(&of, checkpoint))?;
+        Ok(Self { place, source, checkpoint, exists, ancestors })
     }
-    let failpoints = clone.bucket.failpoints();
-    step(failpoints, "fs.db.before-clone").await?;
-    let spec = CloneSourceSpec::with_checkpoint(clone.path_of(source), checkpoint.uuid());
-    let admin = admin(clone);
-    limited(
-        "cloning the database",
-        settings::CHANGE_LIMIT,
-        admin.create_clone_builder_from_source(spec).build(),
-    )
-    .await?;
-    step(failpoints, "fs.db.after-clone").await
+
+    /// Counts the ancestors to which the clone is attached, its own source excluded (R13): each
+    /// costs it a pin. The source itself may be attached to fewer by now, or more.
+    pub fn ancestors(&self) -> usize {
+        self.ancestors
+    }
+
+    /// Makes the database. A retry after it was done is harmless, even after the clone was detached
+    /// (SlateDB itself would refuse then).
+    pub async fn make(self) -> Result<(), FsError> {
+        if self.exists {
+            return Ok(());
+        }
+        let clone = &self.place;
+        let failpoints = clone.bucket.failpoints();
+        step(failpoints, "fs.db.before-clone").await?;
+        let from = clone.path_of(self.source);
+        let spec = CloneSourceSpec::with_checkpoint(from, self.checkpoint.uuid());
+        let admin = admin(clone);
+        limited(
+            "cloning the database",
+            settings::CHANGE_LIMIT,
+            admin.create_clone_builder_from_source(spec).build(),
+        )
+        .await?;
+        step(failpoints, "fs.db.after-clone").await
+    }
 }
 
 /// Returns the writer epoch: the number of times the database was opened for writing.
@@ -65,10 +91,8 @@ pub async fn checkpoint_closed(
     expected: Epoch,
 ) -> Result<(CheckpointId, Epoch), FsError> {
     let existing = manifest(place).await?.ok_or_else(|| missing(place))?;
-    if let Some(checkpoint) =
-        existing.checkpoints().iter().find(|c| c.name.as_deref() == Some(name))
-    {
-        return Ok((checkpoint.id.into(), Epoch(existing.writer_epoch())));
+    if let Some(checkpoint) = named(&existing, name) {
+        return Ok((checkpoint, Epoch(existing.writer_epoch())));
     }
     let database = Database::visit(place, Some(expected)).await?;
     let epoch = database.epoch();
@@ -164,10 +188,7 @@ pub async fn ancestors(place: &DbPlace) -> Result<usize, FsError> {
     Ok(distinct(&manifest))
 }
 
-/// Counts the ancestors to which a clone of this checkpoint would be attached, its own source
-/// excluded (R13): each costs the clone a pin. The database itself may be attached to fewer by now,
-/// or more.
-pub async fn ancestors_at(place: &DbPlace, checkpoint: CheckpointId) -> Result<usize, FsError> {
+async fn ancestors_at(place: &DbPlace, checkpoint: CheckpointId) -> Result<usize, FsError> {
     let newest = manifest(place).await?.ok_or_else(|| missing(place))?;
     let gone = || {
         FsError::Corrupt(format!(

@@ -7,7 +7,7 @@ use super::settings::TableReaders;
 use super::status::{self, Status};
 use super::unflushed::Account;
 use super::{
-    CheckpointId, DbPlace, Ops, collection, compaction, fs_error, limited, sealing, settings,
+    CheckpointId, DbPlace, Ops, collection, compaction, fs_error, limited, named, sealing, settings,
 };
 use crate::fs::FsError;
 use crate::types::{Epoch, Incarnation};
@@ -65,12 +65,8 @@ impl Database {
         let database = Self::open_with(place, expected, wal_cache, settings::COMPACT_L0).await?;
         let (db, clock, stop) =
             (database.db.clone(), database.clock.clone(), database.stop.clone());
-        database.maintenance.spawn(collection::collect_until_stopped(
-            db,
-            place.clone(),
-            clock,
-            stop,
-        ));
+        let place = database.place.clone();
+        database.maintenance.spawn(collection::collect_until_stopped(db, place, clock, stop));
         Ok(database)
     }
 
@@ -96,7 +92,7 @@ impl Database {
             drop(db);
             (db, replayed) = build(place, Some(opened), wal_cache, &clock).await?;
         }
-        let epoch = Epoch(db.manifest().writer_epoch());
+        let (epoch, place) = (Epoch(db.manifest().writer_epoch()), place.reading_always());
         let (maintenance, stop) = (TaskTracker::new(), CancellationToken::new());
         let lock = compaction::CompactorLock::new(clock.clone());
         let damage = Arc::new(Damage::none());
@@ -116,7 +112,6 @@ impl Database {
         });
         maintenance.spawn(free_stored(status.clone(), memory.clone(), stop.clone()));
         let flushes = AtomicU32::new(u32::try_from(replayed).unwrap_or(u32::MAX / 2));
-        let place = place.clone();
         Ok(Self {
             db,
             place,
@@ -286,11 +281,8 @@ impl Database {
     pub async fn checkpoint(&self, name: &str) -> Result<CheckpointId, FsError> {
         // Others delete checkpoints: the manifest in this process's memory may be stale.
         limited("reading the manifest", settings::READ_LIMIT, self.db.refresh_manifest()).await?;
-        let manifest = self.db.manifest();
-        if let Some(existing) =
-            manifest.checkpoints().iter().find(|c| c.name.as_deref() == Some(name))
-        {
-            return Ok(existing.id.into());
+        if let Some(existing) = named(&self.db.manifest(), name) {
+            return Ok(existing);
         }
         compaction::wait_for_room(&self.db, &self.damage).await?;
         // The checkpoint flushes the MemTable.

@@ -15,6 +15,8 @@
 //! - `sealing`: encrypts SlateDB's blocks.
 //! - `status`: what others wait for of the engine's status.
 //! - `unflushed`: memory for rows that are written but in no stored table yet.
+//! - `closed`: a database that its last owner has closed in order.
+//! - `manifests`: manifests that one operation reads several times, read once.
 //! - `summed`: checksums for the objects that SlateDB stores without one.
 //! - `reads`: serves the engine's reads: the log listed once, small objects read whole, and `parts`
 //!   of large ones.
@@ -34,11 +36,13 @@
 
 mod admin;
 mod clock;
+mod closed;
 mod collection;
 mod compaction;
 mod damage;
 mod database;
 mod detach;
+mod manifests;
 mod parts;
 mod reader;
 mod reads;
@@ -52,9 +56,10 @@ mod unflushed;
 mod wal_cache;
 
 pub use admin::{
-    Holds, ancestors, ancestors_at, checkpoint_closed, clone_from, collect_garbage, delete,
-    detach_closed, drop_checkpoint, epoch, exists, fence, holds,
+    Holds, NewClone, ancestors, checkpoint_closed, collect_garbage, delete, detach_closed,
+    drop_checkpoint, epoch, exists, fence, holds,
 };
+pub use closed::ClosedDatabase;
 pub use database::{Database, View};
 pub use detach::Detached;
 pub use reader::Reader;
@@ -66,9 +71,10 @@ use crate::bucket::Bucket;
 use crate::crypto::Sealer;
 use crate::types::Incarnation;
 use bytes::Bytes;
+use manifests::{KnownManifests, ManifestStore, Taken};
 use slatedb::object_store::ObjectStore;
 use slatedb::object_store::path::Path;
-use slatedb::{CloseReason, ErrorKind};
+use slatedb::{CloseReason, ErrorKind, VersionedManifest};
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
@@ -83,11 +89,42 @@ pub struct DbPlace {
     pub sealer: Option<Sealer>,
     /// Shared by all databases of the process.
     pub cache: DbCache,
+    /// The manifests that the operation of [`Self::reading_once`] has read.
+    known: Option<Arc<KnownManifests>>,
 }
 
 impl DbPlace {
+    pub fn new(
+        bucket: Bucket,
+        incarnation: Incarnation,
+        sealer: Option<Sealer>,
+        cache: DbCache,
+    ) -> Self {
+        Self { bucket, incarnation, sealer, cache, known: None }
+    }
+
+    /// The same place for one operation that reads manifests and then writes one: what is read
+    /// through this place (and its clones) is read once until then.
+    #[must_use]
+    pub fn reading_once(&self) -> Self {
+        self.knowing(KnownManifests::new(Taken::Retry))
+    }
+
+    /// The same place for whoever stays: every read asks the store.
+    fn reading_always(&self) -> Self {
+        Self { known: None, ..self.clone() }
+    }
+
+    fn knowing(&self, known: Arc<KnownManifests>) -> Self {
+        Self { known: Some(known), ..self.clone() }
+    }
+
     fn store(&self) -> Arc<dyn ObjectStore> {
-        Arc::new(summed::Summed::new(self.bucket.store()))
+        let store = Arc::new(summed::Summed::new(self.bucket.store()));
+        match &self.known {
+            Some(known) => Arc::new(ManifestStore::new(store, known.clone())),
+            None => store,
+        }
     }
 
     /// As [`Self::store`], for one opening of the database.
@@ -112,7 +149,6 @@ impl DbPlace {
     }
 
     /// The same place for another incarnation of the same family.
-    #[cfg(test)]
     fn sibling(&self, incarnation: Incarnation) -> Self {
         Self { incarnation, ..self.clone() }
     }
@@ -183,6 +219,12 @@ impl From<uuid::Uuid> for CheckpointId {
     fn from(id: uuid::Uuid) -> Self {
         Self(*id.as_bytes())
     }
+}
+
+/// The checkpoint of that name.
+fn named(manifest: &VersionedManifest, name: &str) -> Option<CheckpointId> {
+    let named = manifest.checkpoints().iter().find(|c| c.name.as_deref() == Some(name));
+    named.map(|checkpoint| checkpoint.id.into())
 }
 
 /// The rows of one atomic write.

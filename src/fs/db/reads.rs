@@ -120,6 +120,8 @@ pub(super) struct ReadStore {
     /// Parts of large tables, where a request takes its time.
     parts: Option<Arc<Parts>>,
     listed: OnceCell<ListedObjects>,
+    /// The fence that this opening has put, which it asks about when it replays the log.
+    fence: Mutex<Option<ObjectMeta>>,
     /// The log was, or may have been, written to.
     written: AtomicBool,
     /// Set once nothing may be answered from the listing.
@@ -144,6 +146,7 @@ impl ReadStore {
             objects,
             parts: None,
             listed: OnceCell::new(),
+            fence: Mutex::default(),
             written: false.into(),
             opened: false.into(),
             local: None,
@@ -183,6 +186,9 @@ impl ReadStore {
     async fn known(&self, at: &Path) -> Option<Result<ObjectMeta>> {
         if self.opened.load(Ordering::Acquire) || !self.is_wal(at) {
             return None;
+        }
+        if let Some(fence) = self.fence.lock().as_ref().filter(|fence| fence.location == *at) {
+            return Some(Ok(fence.clone()));
         }
         // Read before the listing: objects written after this request may be in no listing.
         let written = self.written.load(Ordering::Acquire);
@@ -365,11 +371,19 @@ impl ObjectStore for ReadStore {
             return self.inner.put_opts(at, payload, options).await;
         }
         self.written.store(true, Ordering::Release);
-        let Some(local) = &self.local else {
-            return self.inner.put_opts(at, payload, options).await;
-        };
         let put = self.inner.put_opts(at, payload.clone(), options).await?;
-        local.put(at, put.e_tag.as_deref(), &payload);
+        if payload.content_length() == 0 {
+            *self.fence.lock() = Some(ObjectMeta {
+                location: at.clone(),
+                last_modified: std::time::SystemTime::now().into(),
+                size: 0,
+                e_tag: put.e_tag.clone(),
+                version: put.version.clone(),
+            });
+        }
+        if let Some(local) = &self.local {
+            local.put(at, put.e_tag.as_deref(), &payload);
+        }
         Ok(put)
     }
 
@@ -496,6 +510,8 @@ mod tests {
         let fence = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
         assert!(log.store.put_opts(&object(10), "".into(), fence.clone()).await.is_err());
         log.store.put_opts(&object(11), "".into(), fence).await.unwrap();
+        let (found, made) = log.counted(log.is_there(11)).await;
+        assert!(found && made.head == 0, "its own fence");
         assert!(log.is_there(10).await && log.is_there(11).await && !log.is_there(12).await);
         assert_eq!(log.store.opened(), 6, "from the fourth on");
         assert_eq!(

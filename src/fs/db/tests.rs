@@ -3,13 +3,16 @@
 use super::*;
 use crate::bucket::{Credentials, Folder, Limits, Requests};
 
+async fn clone_from(
+    clone: &DbPlace,
+    source: Incarnation,
+    checkpoint: CheckpointId,
+) -> Result<(), FsError> {
+    NewClone::read(clone, source, checkpoint).await?.make().await
+}
+
 fn place(bucket: Bucket) -> DbPlace {
-    DbPlace {
-        bucket,
-        incarnation: Incarnation::random(),
-        sealer: None,
-        cache: DbCache::new(16 << 20),
-    }
+    DbPlace::new(bucket, Incarnation::random(), None, DbCache::new(16 << 20))
 }
 
 /// A place in memory, and one in a folder that goes away with its guard.

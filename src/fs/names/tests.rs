@@ -72,12 +72,7 @@ async fn names(fs: &Fs) -> BTreeSet<Vec<u8>> {
 #[tokio::test]
 async fn a_node_that_comes_back_waits_for_what_was_submitted() {
     let bucket = Bucket::memory();
-    let place = DbPlace {
-        bucket,
-        incarnation: Incarnation::random(),
-        sealer: None,
-        cache: DbCache::new(1 << 20),
-    };
+    let place = DbPlace::new(bucket, Incarnation::random(), None, DbCache::new(1 << 20));
     let fs = Place(place, Keyring::plain(PoolId::random())).open().await;
     let created = fs
         .create(&Caller::root(), fs.root(), &name("file"), CreateHow::Guarded(SetAttr::default()))
@@ -102,12 +97,7 @@ async fn a_node_that_comes_back_waits_for_what_was_submitted() {
 async fn names_of_one_hash_live_side_by_side() {
     HASH_BITS.set(1);
     let bucket = Bucket::memory();
-    let place = DbPlace {
-        bucket,
-        incarnation: Incarnation::random(),
-        sealer: None,
-        cache: DbCache::new(1 << 20),
-    };
+    let place = DbPlace::new(bucket, Incarnation::random(), None, DbCache::new(1 << 20));
     let place = Place(place, Keyring::plain(PoolId::random()));
     let mut fs = place.open().await;
     let (root, caller) = (fs.root(), Caller::root());
@@ -176,12 +166,7 @@ async fn assert_agrees(fs: &Fs, dir: FileRef, expected: usize) {
 async fn a_listing_shows_what_getattr_shows_and_makes_no_nodes() {
     const FILES: usize = 800;
     let bucket = Bucket::memory();
-    let place = DbPlace {
-        bucket,
-        incarnation: Incarnation::random(),
-        sealer: None,
-        cache: DbCache::new(1 << 20),
-    };
+    let place = DbPlace::new(bucket, Incarnation::random(), None, DbCache::new(1 << 20));
     let place = Place(place, Keyring::plain(PoolId::random()));
     let fs = place.open().await;
     let caller = Caller::root();
@@ -238,12 +223,7 @@ async fn a_listing_shows_what_getattr_shows_and_makes_no_nodes() {
 #[tokio::test]
 async fn an_inode_made_while_an_old_handle_is_looked_up_has_one_node() {
     let bucket = Bucket::memory();
-    let place = DbPlace {
-        bucket,
-        incarnation: Incarnation::random(),
-        sealer: None,
-        cache: DbCache::new(1 << 20),
-    };
+    let place = DbPlace::new(bucket, Incarnation::random(), None, DbCache::new(1 << 20));
     let fs = Place(place, Keyring::plain(PoolId::random())).open().await;
     let (next, _) = fs.committer.new_inode().unwrap();
     for (n, looked_up) in ["finds the new row", "finds nothing"].into_iter().enumerate() {
@@ -286,12 +266,7 @@ async fn an_inode_made_while_an_old_handle_is_looked_up_has_one_node() {
 #[tokio::test]
 async fn a_link_that_is_refused_leaves_what_has_the_name() {
     let bucket = Bucket::memory();
-    let place = DbPlace {
-        bucket,
-        incarnation: Incarnation::random(),
-        sealer: None,
-        cache: DbCache::new(1 << 20),
-    };
+    let place = DbPlace::new(bucket, Incarnation::random(), None, DbCache::new(1 << 20));
     let fs = Place(place, Keyring::plain(PoolId::random())).open().await;
     let (root, caller) = (fs.root(), Caller::root());
     let mut made = Vec::new();

@@ -50,11 +50,19 @@ struct State {
     dies_after: Option<usize>,
     read_only: bool,
     ignores_conditions: bool,
-    log: Vec<(Op, String)>,
+    log: Vec<Request>,
     late: Vec<Put>,
 }
 
 type Put = (Path, PutPayload, PutOptions);
+
+/// A request that was made.
+#[derive(Clone, Debug)]
+pub struct Request {
+    pub op: Op,
+    pub key: String,
+    pub began: tokio::time::Instant,
+}
 
 /// See the module's text. Cheap to clone: all clones are one store.
 #[derive(Clone)]
@@ -136,6 +144,11 @@ impl FaultStore {
 
     /// Requests so far, with their keys.
     pub fn log(&self) -> Vec<(Op, String)> {
+        self.trace().into_iter().map(|request| (request.op, request.key)).collect()
+    }
+
+    /// As [`Self::log`], with the times at which they began.
+    pub fn trace(&self) -> Vec<Request> {
         self.state().log.clone()
     }
 
@@ -145,7 +158,8 @@ impl FaultStore {
 
     fn decide(&self, op: Op, key: &str) -> (Option<Fault>, Option<Duration>) {
         let mut state = self.state();
-        state.log.push((op, key.to_owned()));
+        let began = tokio::time::Instant::now();
+        state.log.push(Request { op, key: key.to_owned(), began });
         if state.dead {
             return (Some(Fault::Before), None);
         }
