@@ -383,7 +383,7 @@ fn a_restore_stops_within_a_file_and_leaves_that_as_it_was() {
         fill(&open.exported).await;
         open.fs.sync().await.unwrap();
         let cut = world.snapshot(volume, "cut").await;
-        let elsewhere = World::on(world.catalog.clone(), "controller-1");
+        let elsewhere = world.beside("controller-1");
         let mailbox = world.serve_mailbox(Duration::from_millis(50));
         drop(open);
         for (by, state) in

@@ -1,10 +1,10 @@
 //! Three node plugins that have one volume staged, a worker on each, a controller, and the store.
 
-use crate::driver::{capability, connect, new_volume, stage, text};
 use crate::history::Call;
 use crate::network::{self, SEATS};
 use crate::node;
-use crate::s3::S3Server;
+use crate::support::driver::{capability, connect, new_volume, stage, text};
+use crate::support::s3::S3Server;
 use crate::worker::now;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;

@@ -8,22 +8,12 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod cluster;
-#[path = "../csi/driver.rs"]
-#[allow(dead_code, reason = "shared with other tests")]
-mod driver;
 mod history;
-#[path = "../relay/kernel.rs"]
-#[allow(dead_code, reason = "shared with other tests")]
-mod kernel;
 mod network;
 mod node;
-#[path = "../support/s3/mod.rs"]
-#[allow(dead_code, reason = "shared with other tests")]
-mod s3;
 mod scenarios;
-#[path = "../nfs/wire.rs"]
-#[allow(dead_code, reason = "shared with other tests")]
-mod wire;
+#[path = "../support/mod.rs"]
+mod support;
 mod worker;
 
 use std::process::ExitCode;

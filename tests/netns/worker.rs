@@ -5,9 +5,9 @@
 //! removes names of its own. It prints each event with the times of its call on the machine's one
 //! clock. A line on its standard input has it stop, and print what is there.
 
-use crate::kernel::Kernel;
 use crate::network::SEATS;
-use crate::wire::{accepted, fh, pack, place};
+use crate::support::kernel::Kernel;
+use crate::support::wire::{accepted, fh, pack, place};
 use nfs3_types::nfs3::*;
 use nfs3_types::xdr_codec::{Opaque, Unpack};
 use std::collections::BTreeMap;

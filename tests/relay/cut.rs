@@ -1,10 +1,10 @@
 //! The network between the nodes cuts connections anywhere, and stops carrying anything; the store
 //! is away from the owner alone.
 
-use crate::kernel::Kernel;
 use crate::moves::{Worker, names};
 use crate::node::{Node, next_owner, owner};
 use crate::support::driver::catalog;
+use crate::support::kernel::Kernel;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};

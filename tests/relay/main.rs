@@ -5,7 +5,6 @@
 mod cost;
 mod cut;
 mod following;
-mod kernel;
 mod moves;
 mod node;
 mod refused;

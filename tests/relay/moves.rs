@@ -3,9 +3,9 @@
 //!
 //! `ZEROFS_MOVES=20` moves more often; `ZEROFS_SEED` repeats a run.
 
-use crate::kernel::Kernel;
 use crate::node::{Node, SETTINGS, next_owner, owner};
 use crate::support::driver::revoke;
+use crate::support::kernel::Kernel;
 use crate::support::run::setting;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};

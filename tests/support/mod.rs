@@ -7,7 +7,8 @@
 //! - `volume`: a dataset without a pool; `files`: calls on files by name; `memfs`: a file system
 //!   in memory behind a server.
 //! - `driver`: a whole driver in this process; `program`: the program as a process; `nfs`: files
-//!   through a client; `wire`: calls as bytes.
+//!   through a client; `wire`: calls as bytes; `kernel`: a client that sends them again
+//!   as a kernel does.
 
 #![allow(dead_code, reason = "no test uses all of it")]
 #![allow(
@@ -21,6 +22,7 @@ pub mod clock;
 pub mod driver;
 pub mod fault;
 pub mod files;
+pub mod kernel;
 pub mod memfs;
 pub mod nfs;
 pub mod program;

@@ -1,7 +1,7 @@
 //! A client that does not give up, as the kernel's: when its connection breaks it connects again,
 //! and sends again what has no reply, under the same number.
 
-use crate::support::wire::{nfs, pack, place, status};
+use super::wire::{nfs, pack, place, status};
 use nfs3_types::nfs3::*;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
