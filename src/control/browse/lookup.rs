@@ -1,7 +1,7 @@
 //! Finds datasets and snapshots by the names that people give.
 
 use super::{Browser, refused};
-use crate::catalog::{Dataset, Slot, Snapshot, State, Versioned};
+use crate::catalog::{Dataset, DatasetSlot, Snapshot, State, Versioned};
 use crate::control::ControlError;
 use crate::types::{Class, DatasetId, DatasetName, SnapshotName};
 
@@ -114,7 +114,7 @@ impl Browser {
     }
 
     /// As [`Self::is_new`], for a caller that will make it.
-    pub(super) async fn new_name(&self, name: &DatasetName) -> Result<Slot<Dataset>, ControlError> {
+    pub(super) async fn new_name(&self, name: &DatasetName) -> Result<DatasetSlot, ControlError> {
         let slot = self.pool().catalog.dataset_slot(name).await?;
         match slot.record().filter(|at| at.record.state == State::Ready) {
             Some(at) => Err(ControlError::already_exists(name.as_str(), at.record.created)),

@@ -2,7 +2,7 @@
 //! R30).
 
 use super::{Controller, NewVolume, Source, VolumeInfo, check, volume_info};
-use crate::catalog::{CatalogError, Dataset, Form, Slot, Snapshot, State, Versioned};
+use crate::catalog::{CatalogError, Dataset, DatasetSlot, Form, Snapshot, State, Versioned};
 use crate::control::{ControlError, Pool};
 use crate::fs::api::FileSystem;
 use crate::fs::key;
@@ -17,7 +17,7 @@ use crate::volume::RootReader;
 #[derive(Debug)]
 pub(in crate::control) struct KnownRecords {
     /// The name of the new volume.
-    pub name: Slot<Dataset>,
+    pub name: DatasetSlot,
     /// The snapshot that it is made from.
     pub source: Option<Versioned<Snapshot>>,
 }
@@ -95,7 +95,7 @@ impl Controller {
         &self,
         pool: &Pool,
         new: &NewVolume,
-        name: &Slot<Dataset>,
+        name: &DatasetSlot,
     ) -> Result<Option<Versioned<Dataset>>, ControlError> {
         let Some(at) = name.record() else { return Ok(None) };
         match at.record.state {
@@ -122,7 +122,7 @@ impl Controller {
         &self,
         pool: &Pool,
         new: &NewVolume,
-        name: Slot<Dataset>,
+        name: DatasetSlot,
         source: Option<Versioned<Snapshot>>,
     ) -> Result<(Versioned<Dataset>, Option<Versioned<Snapshot>>), ControlError> {
         let incarnation = Incarnation::random();

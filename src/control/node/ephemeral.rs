@@ -195,5 +195,6 @@ fn empty(name: DatasetName, wanted: &PublishEphemeral, size: u64) -> Dataset {
         modified: false,
         restoring: None,
         ephemeral: true,
+        naming: Default::default(),
     }
 }
