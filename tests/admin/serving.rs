@@ -4,7 +4,6 @@ use super::Cli;
 use crate::support::nfs;
 use crate::support::program::files_below;
 use bytes::Bytes;
-use std::io::BufRead;
 use zerofs_csi::fs::api::{SetAttr, Special, Stability};
 use zerofs_csi::nfs::NfsStat;
 use zerofs_csi::nfs::client::{Client, Credentials};

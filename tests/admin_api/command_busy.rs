@@ -1,7 +1,8 @@
 //! Commands through a server that has no room for all of their requests at once.
 
-use super::command_line::{directly, said, through};
+use super::command_line::{directly, through};
 use super::server::Server;
+use crate::support::program::answer;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn find_waits_for_a_server_that_is_busy() {
@@ -11,11 +12,11 @@ async fn find_waits_for_a_server_that_is_busy() {
     for n in 0..15 {
         let name = format!("more-{n:02}");
         let made =
-            said(&mut directly(&server, &["dataset", "snapshot", "web", &name, "--readonly"]));
+            answer(&mut directly(&server, &["dataset", "snapshot", "web", &name, "--readonly"]));
         assert_eq!(made.code, 0, "{made:?}");
     }
     let find = ["dataset", "find", "a.txt", "web"];
-    let found = said(&mut through(&server, &find));
-    assert_eq!(found, said(&mut directly(&server, &find)));
+    let found = answer(&mut through(&server, &find));
+    assert_eq!(found, answer(&mut directly(&server, &find)));
     assert!(found.code == 0 && found.out.contains("docs/a.txt"), "{found:?}");
 }

@@ -380,7 +380,7 @@ fn a_restore_that_fails_anywhere_is_repaired_by_a_retry() {
 fn a_restore_stops_within_a_file_and_leaves_that_as_it_was() {
     run(async {
         let (world, volume, open) = World::with_open().await;
-        fill(&open.exported).await;
+        fill(&*open.exported).await;
         open.fs.sync().await.unwrap();
         let cut = world.snapshot(volume, "cut").await;
         let elsewhere = world.beside("controller-1");
@@ -403,7 +403,7 @@ fn a_restore_stops_within_a_file_and_leaves_that_as_it_was() {
             assert_eq!(stopped.class(), Class::Unavailable, "{state}: {stopped}");
             assert!(stopped.to_string().contains("stopped after 0 objects"), "{state}: {stopped}");
             let open = world.open(volume).await;
-            let copy = child(&open.exported, open.exported.root(), "copy").await;
+            let copy = child(&*open.exported, open.exported.root(), "copy").await;
             assert!(copy.is_err(), "{state}");
             drop(open);
         }

@@ -99,7 +99,8 @@ impl Dataset {
         let mut clone = self.clone();
         clone.place.incarnation = incarnation;
         clone.options.journal = Some(self.journals.join(incarnation.to_string()));
-        db::clone_from(&clone.place, self.place.incarnation, checkpoint).await.expect("a clone");
+        let database = db::NewClone::read(&clone.place, self.place.incarnation, checkpoint).await;
+        database.expect("a snapshot").make().await.expect("a clone");
         clone
     }
 }

@@ -450,9 +450,7 @@ mod tests {
 
     #[test]
     fn a_piece_fits_into_the_messages_of_every_client() {
-        let message = |bytes| ReadFileResponse {
-            part: Some(read_file_response::Part::Data(vec![0; bytes].into())),
-        };
+        let message = |bytes| ReadFileResponse { part: Some(Part::Data(vec![0; bytes].into())) };
         assert!(message(DATA_BYTES).encoded_len() < CLIENT_BYTES_MAX);
         assert_eq!(message(4 << 20).encoded_len(), CLIENT_BYTES_MAX + 5);
     }

@@ -123,7 +123,6 @@ mod tests {
             clones: (0..clones).map(|n| format!("c{n}")).collect(),
             readers,
             restoring: None,
-            naming: Default::default(),
         };
         assert_eq!(blockers(2, 0).to_string(), "clones c0, c1 depend on it");
         assert!(blockers(10, 0).to_string().ends_with("c7 and 2 more depend on it"));
