@@ -15,6 +15,9 @@ pub const UNKNOWN_LIMIT: Duration = Duration::from_secs(20);
 /// Connections from one address on which nobody is known. A further one ends the oldest of them, so
 /// that whoever has a token gets in beside any number of others behind the same address.
 const EACH_MAX: usize = 256;
+/// The same of all addresses, below the number of connections. A further one ends the oldest of the
+/// address that has the most.
+const ALL_MAX: usize = 768;
 
 /// The connections of one address, the oldest first. Without an address: of a unix socket.
 type Waiting = HashMap<Option<IpAddr>, VecDeque<(u64, CancellationToken)>>;
@@ -41,7 +44,16 @@ impl Strangers {
         let mut waiting = self.waiting.lock();
         let of = waiting.entry(from).or_default();
         of.push_back((id, ousted.clone()));
-        if of.len() > EACH_MAX
+        let is_over = of.len() > EACH_MAX;
+        let all: usize = waiting.values().map(VecDeque::len).sum();
+        let from_whom = match is_over {
+            true => Some(from),
+            false if all > ALL_MAX => {
+                waiting.iter().max_by_key(|(_, of)| of.len()).map(|(most, _)| *most)
+            }
+            false => None,
+        };
+        if let Some(of) = from_whom.and_then(|address| waiting.get_mut(&address))
             && let Some((_, oldest)) = of.pop_front()
         {
             oldest.cancel();

@@ -318,6 +318,14 @@ impl Config {
             {
                 return Err(format!("ephemeral.pools: {name:?} is not among the pools"));
             }
+            let of_requests =
+                |name: &&String| self.pools.get(*name).is_some_and(|pool| pool.request_secrets);
+            if let Some(name) = ephemeral.pools.iter().find(of_requests) {
+                return Err(format!(
+                    "ephemeral.pools: {name:?} takes its credentials from requests, and those of a \
+                     pod open no pool: give it credentials of its own"
+                ));
+            }
             if !(SIZE_MIN..=SIZE_MAX).contains(&ephemeral.max_size.0) {
                 return Err(format!(
                     "ephemeral.maxSize: {} is out of range; use 1Mi to 1Pi",

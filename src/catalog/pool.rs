@@ -117,14 +117,24 @@ impl Catalog {
         let (id, keyring, secret) =
             (self.inner.pool.id, self.inner.keyring.clone(), secret.clone());
         let wrapped = slowly(move || WrappedKey::rewrap(id, &secret, &keyring)).await?;
+        let opened = &self.inner.pool.encryption;
         let chain = pool_chain(&self.inner.bucket, &self.inner.cache);
-        chain
-            .update(|pool: &mut PoolRecord| {
-                pool.encryption = Some(wrapped.clone());
-                Ok(())
-            })
-            .await
-            .map(drop)
+        let changed = chain.update(|pool: &mut PoolRecord| {
+            if pool.id != id {
+                return Err(CatalogError::PoolGone { url: self.inner.bucket.url().to_owned() });
+            }
+            // The last one was this call, of which the answer was lost.
+            if pool.encryption != *opened && pool.encryption.as_ref() != Some(&wrapped) {
+                return Err(CatalogError::Precondition {
+                    what: "pool".to_owned(),
+                    why: "its passphrase or key has been changed meanwhile: use the new one"
+                        .to_owned(),
+                });
+            }
+            pool.encryption = Some(wrapped.clone());
+            Ok(())
+        });
+        changed.await.map(drop)
     }
 
     /// The dataset of commands and mounts that name none; it may be deleted.

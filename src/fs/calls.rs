@@ -137,7 +137,8 @@ impl FileSystem for Fs {
     }
 
     fn ended(&self) -> Option<FsError> {
-        self.gate.shut_for()
+        // The committer stops before the gate is shut.
+        self.gate.shut_for().or_else(|| self.committer.stopped_for())
     }
 
     async fn getattr(&self, file: FileRef) -> Result<Attr, FsError> {

@@ -56,6 +56,10 @@ pub fn admit<T: ExportTable>(shared: &Shared<T>, args: &Args) -> Admitted<T::Fs>
         _ => return Admitted::Now,
     };
     let Found::Open(export) = shared.table.find(handle.export) else { return Admitted::Now };
+    // A forged handle uses up nobody's limit.
+    if export.open(handle).is_err() {
+        return Admitted::Now;
+    }
     let Some(throttle) = export.fs.throttle() else { return Admitted::Now };
     match throttle.admit(io, bytes) {
         Admission::Now => Admitted::Now,

@@ -106,6 +106,11 @@ async fn a_pod_has_what_the_administrator_allows() {
         refused(publish(&open, &id("c"), &[attribute]).await, code, why);
     }
     refused(publish(&open, "pvc-1", &[]).await, Code::InvalidArgument, "inline volume");
+    // Whoever makes a pod must not open a pool with a store of their own.
+    let mut secret = inline(&id("c"), &target, &[]);
+    secret.secrets.insert("endpoint".to_owned(), "http://192.0.2.1".to_owned());
+    let answer = open.node().node_publish_volume(secret).await;
+    refused(answer, Code::InvalidArgument, "takes no secrets");
     assert_eq!(inline_volumes(&open).await, []);
     assert!(!is_mounted(&open, &target).await);
 }

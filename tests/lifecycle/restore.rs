@@ -138,10 +138,10 @@ async fn without_packs<T>(world: &World, work: impl Future<Output = T>) -> T {
 fn a_tree_is_put_back_by_reference_through_any_owner() {
     run(async {
         let (world, volume, open) = World::with_open().await;
-        fill(&*open.exported).await;
+        fill(&open.exported).await;
         open.fs.sync().await.unwrap();
         let cut = world.snapshot(volume, "cut").await;
-        let before = tree(&*open.exported, open.exported.root()).await;
+        let before = tree(&open.exported, open.exported.root()).await;
         let spoil = async |fs: &ExportedFs| {
             let dir = top::child(fs, "dir").await.unwrap().file;
             let inner = child(fs, dir, "inner").await.unwrap().file;
@@ -173,7 +173,7 @@ fn a_tree_is_put_back_by_reference_through_any_owner() {
                 .objects;
         // All but the empty file and the pipe, which nobody touched.
         assert_eq!(objects, 8);
-        same(&tree(&*open.exported, open.exported.root()).await, "open here");
+        same(&tree(&open.exported, open.exported.root()).await, "open here");
         // Beside what is there, under another name.
         without_packs(&world, restore(&world, volume, &wanted(cut, "/dir/inner", "/copy", false)))
             .await
@@ -190,7 +190,7 @@ fn a_tree_is_put_back_by_reference_through_any_owner() {
             without_packs(&world, restore(&elsewhere, volume, &again)).await.unwrap().objects,
             8
         );
-        same(&tree(&*open.exported, open.exported.root()).await, "open elsewhere");
+        same(&tree(&open.exported, open.exported.root()).await, "open elsewhere");
         let missing =
             restore(&elsewhere, volume, &wanted(cut, "dir/none", "x", false)).await.unwrap_err();
         assert!(
@@ -206,7 +206,7 @@ fn a_tree_is_put_back_by_reference_through_any_owner() {
             .await
             .unwrap();
         let open = elsewhere.open(volume).await;
-        same(&tree(&*open.exported, open.exported.root()).await, "released");
+        same(&tree(&open.exported, open.exported.root()).await, "released");
         elsewhere.close(open).await;
         is_sound(&world, volume, "at the end").await;
 
@@ -214,7 +214,7 @@ fn a_tree_is_put_back_by_reference_through_any_owner() {
         world.controller.delete_snapshot(cut).await.unwrap();
         world.collect().await;
         let open = elsewhere.open(volume).await;
-        same(&tree(&*open.exported, open.exported.root()).await, "without the snapshot");
+        same(&tree(&open.exported, open.exported.root()).await, "without the snapshot");
         elsewhere.close(open).await;
         world.controller.delete_volume(volume).await.unwrap();
         world.collect().await;
@@ -327,7 +327,7 @@ fn a_restore_that_fails_anywhere_is_repaired_by_a_retry() {
             ("volume.restore.forget", 0),
         ];
         let (world, volume, open) = World::with_open().await;
-        fill(&*open.exported).await;
+        fill(&open.exported).await;
         open.fs.sync().await.unwrap();
         let cut = world.snapshot(volume, "cut").await;
         drop(open);
@@ -352,7 +352,7 @@ fn a_restore_that_fails_anywhere_is_repaired_by_a_retry() {
             let copy = top::child(&*open.exported, &to).await.unwrap().file;
             let original = top::child(&*open.exported, "dir").await.unwrap().file;
             let (copy, original) =
-                (tree(&*open.exported, copy).await, tree(&*open.exported, original).await);
+                (tree(&open.exported, copy).await, tree(&open.exported, original).await);
             assert!(copy == original, "{step}");
             world.close(open).await;
             is_sound(&world, volume, step).await;
@@ -380,7 +380,7 @@ fn a_restore_that_fails_anywhere_is_repaired_by_a_retry() {
 fn a_restore_stops_within_a_file_and_leaves_that_as_it_was() {
     run(async {
         let (world, volume, open) = World::with_open().await;
-        fill(&*open.exported).await;
+        fill(&open.exported).await;
         open.fs.sync().await.unwrap();
         let cut = world.snapshot(volume, "cut").await;
         let elsewhere = world.beside("controller-1");

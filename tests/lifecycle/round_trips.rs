@@ -106,7 +106,7 @@ fn the_calls_that_somebody_waits_for_take_few_requests() {
         for name in ["s1", "s2"] {
             let what = format!("dataset snapshot v {name}");
             let call = async { pool.command().await.snapshot("v", name).await };
-            most(&what, pool.cost(&what, Box::pin(call)).await.1, 17);
+            most(&what, pool.cost(&what, Box::pin(call)).await.1, 18);
         }
         let call = async { pool.command().await.clone_snapshot("v@s1", "c").await };
         let what = "dataset clone v@s1 c";
@@ -120,7 +120,7 @@ fn the_calls_that_somebody_waits_for_take_few_requests() {
             Box::pin(async move { made.await.unwrap().handle })
         };
         let (cut1, made) = pool.cost("CreateSnapshot, released", cut("cut1")).await;
-        most("CreateSnapshot, released", made, 17);
+        most("CreateSnapshot, released", made, 18);
         let call = async { world.create("c1", Some(Source::Snapshot(cut1))).await.unwrap() };
         let what = "CreateVolume from a snapshot";
         let (clone, made) = pool.cost(what, Box::pin(call)).await;

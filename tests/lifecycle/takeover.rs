@@ -7,7 +7,7 @@ use crate::support::files::{root, top, write_at};
 use crate::support::world::until_passed;
 use bytes::Bytes;
 use std::time::Duration;
-use zerofs_csi::catalog::Owner;
+use zerofs_csi::catalog::{Owner, State};
 use zerofs_csi::control::{ReleaseMode, Source};
 use zerofs_csi::fs::api::{FileSystem, Stability};
 use zerofs_csi::types::SessionId;
@@ -86,6 +86,29 @@ fn nor_is_one_that_opens_while_a_closed_database_gets_its_checkpoint() {
 #[test]
 fn nor_is_one_that_opens_a_new_volume_for_the_first_time() {
     super::run(race("volume.maintenance.claimed", Dataset::New));
+}
+
+/// The dataset is deleted and collected while the snapshot's record is on its way (R3).
+#[test]
+fn a_dataset_that_is_gone_gets_no_snapshot() {
+    super::run(async {
+        let world = World::new().await;
+        let volume = world.volume("v").await;
+        world.write(volume, "file", &data(1, 70_000)).await;
+        let (failpoints, elsewhere) = (world.failpoints().clone(), world.beside("controller-1"));
+        failpoints.set("control.snapshot.serial", "pause").unwrap();
+        let controller = elsewhere.controller.clone();
+        let making = tokio::spawn(async move {
+            controller.create_snapshot(volume, "late".parse().unwrap()).await
+        });
+        until_passed(&failpoints, "control.snapshot.serial", 0).await;
+        world.controller.delete_volume(volume).await.unwrap();
+        world.collect().await;
+        failpoints.set("control.snapshot.serial", "off").unwrap();
+        making.await.unwrap().expect_err("its dataset is gone");
+        let left = world.catalog.snapshots(None).await.unwrap();
+        assert!(left.iter().all(|at| at.record.state != State::Ready), "{left:?}");
+    });
 }
 
 #[test]

@@ -201,6 +201,7 @@ async fn depend(
     let changed = pool
         .catalog
         .update_snapshot_from(source, |snapshot| {
+            full = false;
             if snapshot.dependants.contains(&clone) {
                 return Ok(());
             }

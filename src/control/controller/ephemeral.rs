@@ -53,7 +53,15 @@ impl Controller {
         let mut failed = Ok(());
         let mut live = Vec::new();
         for pool in self.pools.iter() {
-            for at in pool.catalog.datasets().await? {
+            let datasets = match pool.catalog.datasets().await {
+                Ok(datasets) => datasets,
+                Err(error) => {
+                    live.extend(watch.0.keys().copied());
+                    failed = failed.and(Err(error.into()));
+                    continue;
+                }
+            };
+            for at in datasets {
                 let dataset = at.record;
                 if !dataset.ephemeral || dataset.state != State::Ready {
                     continue;

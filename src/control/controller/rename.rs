@@ -30,6 +30,13 @@ async fn has_plain_name(pool: &Pool, dataset: &Dataset) -> Result<(), ControlErr
     let datasets = pool.catalog.datasets().await?.into_iter().map(|at| at.record);
     let live = datasets.filter(|of| matches!(of.state, State::Ready | State::Creating));
     let why = |why: String| Err(ControlError::Precondition(why));
+    if dataset.ephemeral {
+        return why(format!(
+            "{} is the inline volume of a pod, which finds it by its name: clone it under a name \
+             of its own",
+            dataset.name
+        ));
+    }
     for other in live {
         if let Some(snapshot) = writable_name(&other, dataset) {
             return why(format!(

@@ -177,11 +177,8 @@ impl Controller {
         let at = match is_new {
             // Nobody else knows this id: there is no record to look for.
             true => {
-                let (at, closed) = tokio::join!(
-                    intend_at(pool, source, slot, id, name, purpose),
-                    self.closed_database(pool, dataset)
-                );
-                self.complete_snapshot(pool, dataset, at?, closed).await?
+                let at = intend_at(pool, source, slot, id, name, purpose).await?;
+                self.complete_snapshot(pool, dataset, at).await?
             }
             false => self.make_snapshot(pool, source, id, name, purpose).await?,
         };
@@ -201,24 +198,26 @@ impl Controller {
             Some(at) => at,
             None => intend(pool, source, id, name, purpose).await?,
         };
-        let closed = self.closed_database(pool, &source.record).await;
-        self.complete_snapshot(pool, &source.record, at, closed).await
+        self.complete_snapshot(pool, &source.record, at).await
     }
 
     /// The database of a dataset that is released, so that its checkpoint needs no opening. Where
     /// it cannot be read, the opening tells why.
-    async fn closed_database(&self, pool: &Pool, dataset: &Dataset) -> Option<ClosedDatabase> {
+    ///
+    /// It comes after the snapshot's record, which then keeps the dataset from being reaped, and
+    /// what the checkpoint refers to from being collected (R3, R11): a record of the dataset that
+    /// was read before may be of one that was deleted since.
+    async fn closed_database(&self, pool: &Pool, id: DatasetId) -> Option<ClosedDatabase> {
+        let now = pool.catalog.dataset_by_id(id).await.ok().flatten()?;
         let settings = self.volumes.settings();
-        closed_database(settings, &pool.catalog, dataset).await.ok().flatten()
+        closed_database(settings, &pool.catalog, &now.record).await.ok().flatten()
     }
 
-    /// `closed`: the dataset's database, read after the dataset's record was.
     async fn complete_snapshot(
         &self,
         pool: &Pool,
         dataset: &Dataset,
         mut at: Versioned<Snapshot>,
-        closed: Option<ClosedDatabase>,
     ) -> Result<Versioned<Snapshot>, ControlError> {
         let id = at.record.id();
         match at.record.state {
@@ -228,7 +227,7 @@ impl Controller {
             State::Deleting | State::Dead => return Err(self.name_in_use(&at.record.name)),
         }
         let snapshot = id.snapshot.incarnation;
-        let made = match closed {
+        let made = match self.closed_database(pool, dataset.id()).await {
             Some(closed) => closed.checkpoint(&snapshot.to_string()).await?,
             None => None,
         };

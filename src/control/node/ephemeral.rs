@@ -17,7 +17,7 @@ use super::endpoint::Endpoints;
 use super::ephemeral_id::EphemeralId;
 use super::record::Access;
 use super::stage::Stage;
-use crate::catalog::{CatalogError, Dataset, Form, Properties, State};
+use crate::catalog::{CatalogError, Dataset, Form, Properties, State, Versioned};
 use crate::mount::{self, Mounter};
 use crate::types::{DatasetId, DatasetName, FamilyId, Incarnation, Timestamp, VolumeHandle};
 use std::collections::BTreeMap;
@@ -103,16 +103,13 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
         if let Some(record) = staged {
             return Ok(Some(record.volume));
         }
-        for pool in self.pools.all()? {
-            for name in id.names() {
-                match pool.catalog.dataset(&name?).await? {
-                    Some(at) if is_live(&at.record) => {
-                        let dataset = at.record.id();
-                        return Ok(Some(VolumeHandle { pool: pool.id(), dataset }));
-                    }
-                    Some(_) => {}
-                    None => break,
-                }
+        // Nothing is in other pools, and the pod does not wait for one that is not open.
+        for name in &self.settings.ephemeral.pools {
+            let pool = self.pools.get(Some(name))?;
+            let mut named = named(pool, id).await?.into_iter().filter_map(|(_, at)| at);
+            if let Some(at) = named.find(|at| is_live(&at.record)) {
+                let dataset = at.record.id();
+                return Ok(Some(VolumeHandle { pool: pool.id(), dataset }));
             }
         }
         Ok(None)
@@ -144,16 +141,33 @@ fn is_live(dataset: &Dataset) -> bool {
     dataset.ephemeral && matches!(dataset.state, State::Ready | State::Creating)
 }
 
+/// The names that the volume of a pod may have, with the datasets that have them.
+async fn named(
+    pool: &Pool,
+    id: &EphemeralId,
+) -> Result<Vec<(DatasetName, Option<Versioned<Dataset>>)>, ControlError> {
+    let find = id.names().map(|name| async {
+        let name = name?;
+        let found = pool.catalog.dataset(&name).await?;
+        Ok((name, found))
+    });
+    futures::future::try_join_all(find).await
+}
+
 /// Finds the dataset of an inline volume, or makes it.
 async fn scratch(
     pool: &Pool,
     wanted: &PublishEphemeral,
     size: u64,
 ) -> Result<DatasetId, ControlError> {
-    for name in wanted.id.names() {
-        let name = name?;
-        match pool.catalog.dataset(&name).await? {
-            Some(at) if is_live(&at.record) => return Ok(at.record.id()),
+    let named = named(pool, &wanted.id).await?;
+    // Wherever it is: an earlier name is free again once what had it is collected.
+    let mut there = named.iter().filter_map(|(_, at)| at.as_ref());
+    if let Some(at) = there.find(|at| is_live(&at.record)) {
+        return Ok(at.record.id());
+    }
+    for (name, at) in named {
+        match at {
             Some(at) if !at.record.ephemeral => {
                 let why = "it is no inline ephemeral volume: rename or delete it".to_owned();
                 return Err(ControlError::Exists { what: format!("dataset {name}"), why });

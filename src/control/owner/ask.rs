@@ -85,6 +85,10 @@ impl Carriers {
             match status {
                 RequestStatus::Done(reply) => return Ok(reply),
                 RequestStatus::Failed { class, why } => return failed(class, &why),
+                // The volume was opened again since: the restore begins nowhere.
+                RequestStatus::StartToken(_) if stops => {
+                    return failed(Class::Unavailable, "the restore was stopped");
+                }
                 // The token is returned at once: the owner drops it after a while.
                 RequestStatus::StartToken(token) => message.start_token = Some(token),
                 RequestStatus::Running(_) if !request.is_awaited() => {

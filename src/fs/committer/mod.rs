@@ -382,6 +382,11 @@ impl Committer {
         self.shared.check().is_ok()
     }
 
+    /// The reason why the committer has stopped.
+    pub fn stopped_for(&self) -> Option<FsError> {
+        self.shared.check().err()
+    }
+
     /// Resolves when the committer has stopped for good (fenced, closed, corrupt), with the reason.
     pub async fn stopped(&self) -> FsError {
         let mut stopped = self.shared.stopped.subscribe();

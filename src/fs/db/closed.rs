@@ -32,7 +32,12 @@ impl ClosedDatabase {
     pub async fn read(place: &DbPlace) -> Result<Option<Self>, FsError> {
         let known = KnownManifests::new(Taken::Fail);
         let place = place.knowing(known.clone());
-        let found = manifest(&place).await?.filter(|manifest| manifest.initialized());
+        // One without a table is of a first opening that has not ended, or has failed: it has no
+        // root directory yet.
+        let has_rows = |manifest: &VersionedManifest| {
+            manifest.initialized() && !(manifest.l0().is_empty() && manifest.compacted().is_empty())
+        };
+        let found = manifest(&place).await?.filter(has_rows);
         let Some(manifest) = found else { return Ok(None) };
         let is_closed = !has_log(&place, manifest.replay_after_wal_id()).await?;
         Ok(is_closed.then_some(Self { place, known, manifest }))

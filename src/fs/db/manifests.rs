@@ -235,7 +235,10 @@ impl ObjectStore for ManifestStore {
         let (listing, known) = (self.inner.list(prefix), self.known.clone());
         let whole = async move {
             let listed: Vec<ObjectMeta> = listing.try_collect().await?;
-            known.keep(&database, |known| known.listed = Some(listed.clone()));
+            // That there is none yet says nothing about the next moment: another may be first.
+            if !listed.is_empty() {
+                known.keep(&database, |known| known.listed = Some(listed.clone()));
+            }
             Ok::<_, Error>(futures::stream::iter(listed).map(Ok))
         };
         futures::stream::once(whole).try_flatten().boxed()
