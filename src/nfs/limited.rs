@@ -4,7 +4,8 @@
 //! limit, nor behind a call that does. A READ waits before it takes bytes of the budget. A WRITE is
 //! carried out when it arrives, and its reply waits: its payload is the file system's then, and not
 //! in memory for as long as the call waits. What a client has in flight is bounded, so it writes at
-//! the rate of the replies. Beyond a queue of some seconds a call is told to retry.
+//! the rate of the replies. Beyond a queue of some seconds a call is told to retry. A relay keeps a
+//! call until it has its reply, so that calls of a shared volume wait behind its writes.
 
 use super::args::Args;
 use super::budget::Taken;

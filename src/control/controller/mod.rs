@@ -154,8 +154,8 @@ impl Controller {
         self
     }
 
-    /// Sets the thresholds for rewriting packs. Tests set it, whose packs are small: it is no option
-    /// of the program.
+    /// Sets the thresholds for rewriting packs. Tests set it, whose packs are small: it is no
+    /// option of the program.
     #[must_use]
     pub fn with_rewrite_threshold(mut self, threshold: RewriteThreshold) -> Self {
         self.threshold = threshold;
