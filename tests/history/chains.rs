@@ -183,7 +183,8 @@ fn many_clones_of_one_snapshot_at_once() {
             "requests of a clone: the first {alone}, each of {SIBLINGS} at once {each}, one more \
              {last}"
         );
-        assert!(each <= alone as f64 + 4.0 && last <= alone + 4, "{alone}, {each}, {last}");
+        // One that was overtaken has put a version for nothing, and reads the newest.
+        assert!(each <= alone as f64 + 6.0 && last <= alone + 4, "{alone}, {each}, {last}");
         let content = model.dataset(source).unwrap().content();
         for (name, handle) in &made {
             model.made(name, *handle, content.clone());
