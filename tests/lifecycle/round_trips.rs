@@ -110,7 +110,7 @@ fn the_calls_that_somebody_waits_for_take_few_requests() {
         }
         let call = async { pool.command().await.clone_snapshot("v@s1", "c").await };
         let what = "dataset clone v@s1 c";
-        most(what, pool.cost(what, Box::pin(call)).await.1, 24);
+        most(what, pool.cost(what, Box::pin(call)).await.1, 25);
 
         let call = async { world.volume("new").await };
         let (new, made) = pool.cost("CreateVolume", Box::pin(call)).await;
@@ -124,7 +124,7 @@ fn the_calls_that_somebody_waits_for_take_few_requests() {
         let call = async { world.create("c1", Some(Source::Snapshot(cut1))).await.unwrap() };
         let what = "CreateVolume from a snapshot";
         let (clone, made) = pool.cost(what, Box::pin(call)).await;
-        most(what, made, 17);
+        most(what, made, 18);
 
         for (name, of) in [("v", volume), ("c1", clone.handle), ("new", new)] {
             let what = format!("NodeStageVolume {name}");
