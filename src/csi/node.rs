@@ -283,8 +283,9 @@ impl<M: Mounter, E: Endpoints> NodeApi for NodeService<M, E> {
         request: Request<NodeGetVolumeStatsRequest>,
     ) -> Result<Response<NodeGetVolumeStatsResponse>, Status> {
         let request = request.into_inner();
-        let volume = self.volume(&request.volume_id)?;
+        // What is wrong in the request comes first, as csi-sanity asks.
         let at = volume_path(&request.volume_path)?;
+        let volume = self.volume(&request.volume_id)?;
         let agent = self.agent.clone();
         let stat =
             run(
