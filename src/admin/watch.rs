@@ -1,7 +1,7 @@
 //! Changes in a process and a pool, for callers who watch.
 //!
-//! Tasks are told at once. Datasets and snapshots may be changed by any process, and the store
-//! tells nobody: their records are read every [`POLL_INTERVAL`], for each watcher.
+//! Changes of tasks are sent at once. Datasets and snapshots may be changed by any process, and the
+//! store notifies nobody: their records are read every [`POLL_INTERVAL`], for each watcher.
 
 use super::access::Access;
 use super::auth::{Action, Caller, Denied, Resource};
@@ -19,11 +19,11 @@ use tokio_util::task::AbortOnDropHandle;
 
 /// Interval at which the records of datasets and snapshots are read.
 const POLL_INTERVAL: Duration = Duration::from_secs(15);
-/// Tasks are told no more often.
+/// Changes of tasks are sent no more often.
 const PAUSE: Duration = Duration::from_millis(200);
 
-/// A change as an interface tells it. One that is equal to the last one of its object is not told.
-pub trait Told: Clone + PartialEq + Send + Sync + 'static {
+/// A change as an interface sends it. One that is equal to the last one of its object is not sent.
+pub trait WatchEvent: Clone + PartialEq + Send + Sync + 'static {
     fn task(task: control::Task) -> Self;
     fn dataset(pool: &Pool, facts: DatasetFacts) -> Self;
     fn snapshot(pool: &Pool, facts: SnapshotFacts) -> Self;
@@ -51,7 +51,7 @@ impl Classify for WatchError {
 }
 
 /// The pool that is watched, and by whom.
-pub struct Watched {
+pub struct Watch {
     pub access: Arc<Access>,
     pub tasks: Tasks,
     pub browser: Browser,
@@ -63,8 +63,8 @@ struct Gone;
 
 type Changes<T> = mpsc::Sender<Result<T, WatchError>>;
 
-/// The state that a watcher was told last.
-struct Last<T> {
+/// The last events that a watcher was sent, by object.
+struct LastEvents<T> {
     tasks: HashMap<u64, T>,
     datasets: HashMap<String, T>,
     snapshots: HashMap<String, T>,
@@ -72,12 +72,12 @@ struct Last<T> {
 
 /// Every object as it is, then each change, until this is dropped or an error ends it. `place`:
 /// among those who watch.
-pub fn watch<T: Told>(
-    watched: Watched,
+pub fn watch<T: WatchEvent>(
+    wanted: Watch,
     place: OwnedSemaphorePermit,
 ) -> impl Stream<Item = Result<T, WatchError>> + Send + 'static {
     let (to, changes) = mpsc::channel(1);
-    let held = (place, AbortOnDropHandle::new(tokio::spawn(watched.tell(to))));
+    let held = (place, AbortOnDropHandle::new(tokio::spawn(wanted.run(to))));
     ReceiverStream::new(changes).map(move |change| {
         let _held = &held;
         change
@@ -96,19 +96,22 @@ async fn send<T>(to: &Changes<T>, change: T) -> Result<(), Gone> {
     to.send(Ok(change)).await.map_err(|_| Gone)
 }
 
-impl Watched {
-    async fn tell<T: Told>(self, to: Changes<T>) {
-        let mut last =
-            Last { tasks: HashMap::new(), datasets: HashMap::new(), snapshots: HashMap::new() };
+impl Watch {
+    async fn run<T: WatchEvent>(self, to: Changes<T>) {
+        let mut last = LastEvents {
+            tasks: HashMap::new(),
+            datasets: HashMap::new(),
+            snapshots: HashMap::new(),
+        };
         let mut tasks = self.tasks.watch();
         let mut look = Instant::now();
         loop {
             tasks.mark_unchanged();
-            if self.tell_tasks(&mut last, &to).await.is_err() {
+            if self.send_tasks(&mut last, &to).await.is_err() {
                 return;
             }
             if Instant::now() >= look {
-                match self.tell_records(&mut last, &to).await {
+                match self.send_records(&mut last, &to).await {
                     Ok(Ok(())) => look = Instant::now() + POLL_INTERVAL,
                     Ok(Err(Gone)) => return,
                     Err(error) => {
@@ -130,7 +133,11 @@ impl Watched {
         self.access.authorizer.allow(&self.caller, Action::List, resource).await
     }
 
-    async fn tell_tasks<T: Told>(&self, last: &mut Last<T>, to: &Changes<T>) -> Result<(), Gone> {
+    async fn send_tasks<T: WatchEvent>(
+        &self,
+        last: &mut LastEvents<T>,
+        to: &Changes<T>,
+    ) -> Result<(), Gone> {
         let now = self.tasks.list();
         last.tasks.retain(|id, _| now.iter().any(|task| task.id == *id));
         // The oldest first.
@@ -145,9 +152,9 @@ impl Watched {
         Ok(())
     }
 
-    async fn tell_records<T: Told>(
+    async fn send_records<T: WatchEvent>(
         &self,
-        last: &mut Last<T>,
+        last: &mut LastEvents<T>,
         to: &Changes<T>,
     ) -> Result<Result<(), Gone>, WatchError> {
         let pool = self.browser.pool();
@@ -171,7 +178,7 @@ impl Watched {
     }
 }
 
-impl<T: Told> Last<T> {
+impl<T: WatchEvent> LastEvents<T> {
     async fn changes(
         &mut self,
         datasets: HashMap<String, T>,
@@ -186,7 +193,7 @@ impl<T: Told> Last<T> {
             }
         }
         let gone = self.datasets.keys().filter(|name| !datasets.contains_key(*name));
-        // A writable snapshot is both a dataset and a snapshot, and is told once.
+        // A writable snapshot is both a dataset and a snapshot, and is sent once.
         let gone_too = self
             .snapshots
             .keys()

@@ -171,7 +171,7 @@ async fn check_or_repair(
     repair: bool,
     stop: &CancellationToken,
 ) -> anyhow::Result<Option<Checked>> {
-    let found = check_dataset(opened, dataset, stop).await?;
+    let found = Box::pin(check_dataset(opened, dataset, stop)).await?;
     match found {
         Some(found) if repair && found.repairable > 0 => {
             let repaired = repair_released(
@@ -180,7 +180,7 @@ async fn check_or_repair(
                 dataset.id(),
             )
             .await?;
-            let again = check_dataset(opened, dataset, stop).await?;
+            let again = Box::pin(check_dataset(opened, dataset, stop)).await?;
             Ok(again.map(|again| Checked { repaired: repaired.repaired, ..again }))
         }
         found => Ok(found),

@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 /// Most objects in the way whose names are told.
 const CONFLICTS_SHOWN: usize = 100;
 
-/// What a restore would do.
+/// The changes that a restore would make.
 #[derive(Default, Serialize)]
 pub struct Counted {
     #[serde(flatten)]

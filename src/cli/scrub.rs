@@ -12,14 +12,16 @@ use crate::types::ByteSize;
 use crate::types::Class;
 use anyhow::Context;
 use serde::Serialize;
-use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::io::ErrorKind;
 use std::path::Path;
 use std::time::{Duration, Instant};
+use tokio::sync::watch;
 
 /// Interval at which the progress is written.
 const STATE_EVERY: Duration = Duration::from_secs(10);
+/// Time that a command which is interrupted waits for the first answer of the scrub it started.
+const START_PATIENCE: Duration = Duration::from_secs(5);
 /// A larger state file is not one of ours, which has 100 bytes per pack.
 const STATE_BYTES_MAX: u64 = 1 << 30;
 
@@ -125,28 +127,43 @@ async fn through(remote: &Remote, args: &ScrubArgs) -> anyhow::Result<ScrubRepor
         dataset: args.dataset.clone().unwrap_or_default(),
         bytes_per_second: args.rate.map_or(0, |rate| rate.0),
     };
-    let (progress, running) = (Progress::new(), Cell::new(None));
+    let (progress, running) = (Progress::new(), watch::Sender::new(None));
     let each = |task: &proto::Task| {
-        running.set(Some((task.id, task.bytes)));
+        running.send_replace(Some((task.id, task.bytes)));
         let read = ByteSize(task.bytes);
         progress.say(&format!("{}: {} packs, {read} read", task.subject, task.objects));
     };
+    let stopped = async {
+        stop.cancelled().await;
+        // A scrub that begins can be stopped only once it is known.
+        let mut known = running.subscribe();
+        let known = tokio::time::timeout(START_PATIENCE, known.wait_for(Option::is_some));
+        known.await.ok().and_then(|known| known.ok().and_then(|known| *known))
+    };
     let ended = tokio::select! {
         biased;
-        () = stop.cancelled() => None,
+        known = stopped => Err(known),
         ended = remote.client.scrub(request, each) => {
-            Some(ended.inspect_err(|_| progress.say(""))?)
+            Ok(ended.inspect_err(|_| progress.say(""))?)
         }
     };
     drop(progress);
-    let Some(ended) = ended else {
-        if let Some((id, bytes)) = running.get() {
+    let mut task = match ended {
+        Ok(ended) => ended.unwrap_or_default(),
+        Err(None) => {
+            return Err(Interrupted::new(
+                "the server did not answer and may scrub on: its web page and StopTask of its API \
+                 stop a scrub",
+            ));
+        }
+        Err(Some((id, bytes))) => {
             eprintln!("{} read so far", ByteSize(bytes));
             remote.client.stop_task(id).await?;
+            return Err(Interrupted::new(
+                "the server was asked to stop; the next scrub starts over",
+            ));
         }
-        return Err(Interrupted::new("the server was asked to stop; the next scrub starts over"));
     };
-    let mut task = ended.unwrap_or_default();
     let Some(found) = task.scrub.take() else {
         return Err(match task.failed() {
             Some((class, why)) => Wrong::new(class, why),

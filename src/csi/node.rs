@@ -66,6 +66,14 @@ impl<M: Mounter, E: Endpoints> NodeService<M, E> {
         })
     }
 
+    /// Returns a volume and its path. A field that is missing is reported before a volume that is
+    /// not found, as csi-sanity asks.
+    fn volume_at(&self, id: &str, path: &str) -> Result<(VolumeHandle, PathBuf), RequestError> {
+        required_id(id)?;
+        let at = volume_path(path)?;
+        Ok((self.volume(id)?, at))
+    }
+
     async fn publish_ephemeral(
         &self,
         request: NodePublishVolumeRequest,
@@ -283,9 +291,7 @@ impl<M: Mounter, E: Endpoints> NodeApi for NodeService<M, E> {
         request: Request<NodeGetVolumeStatsRequest>,
     ) -> Result<Response<NodeGetVolumeStatsResponse>, Status> {
         let request = request.into_inner();
-        // What is wrong in the request comes first, as csi-sanity asks.
-        let at = volume_path(&request.volume_path)?;
-        let volume = self.volume(&request.volume_id)?;
+        let (volume, at) = self.volume_at(&request.volume_id, &request.volume_path)?;
         let agent = self.agent.clone();
         let stat =
             run(
@@ -333,8 +339,7 @@ impl<M: Mounter, E: Endpoints> NodeApi for NodeService<M, E> {
         request: Request<NodeExpandVolumeRequest>,
     ) -> Result<Response<NodeExpandVolumeResponse>, Status> {
         let request = request.into_inner();
-        let volume = self.volume(&request.volume_id)?;
-        let at = volume_path(&request.volume_path)?;
+        let (volume, at) = self.volume_at(&request.volume_id, &request.volume_path)?;
         let limit = wanted(request.capacity_range.as_ref())?.limit;
         if request.volume_capability.is_some() {
             capability::one(request.volume_capability.as_ref())?;

@@ -66,7 +66,7 @@ pub struct FsProperties {
     pub codec: Codec,
     /// Whether the root directory lists `.snapshots`; the layer that serves it resolves that name.
     pub shows_snapshots: bool,
-    /// Of its reads and writes, for all callers together.
+    /// Limits of reads and writes, for all callers together.
     pub limits: IoLimits,
 }
 

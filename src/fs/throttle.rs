@@ -201,7 +201,7 @@ impl Bucket {
         let begins = self.rate.is_none();
         (self.rate, self.at) = (rate, rate.map(|_| now));
         let full = self.charged + u128::from(rate.unwrap_or(0)) * SCALE * BURST_SECS;
-        // What waited is due where the limit ends, and is not charged again where one begins.
+        // Calls that wait are due where the limit ends, and not charged again where one begins.
         self.paid = if begins || rate.is_none() { full } else { self.paid.min(full) };
     }
 }

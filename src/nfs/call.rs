@@ -111,9 +111,9 @@ pub struct Hold {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum HeldKind {
-    /// It can be done again as another call.
+    /// The call can be done again as another call.
     Repeatable,
-    /// It must not be done twice (R20).
+    /// The call must not be done twice (R20).
     Once,
 }
 
@@ -125,7 +125,7 @@ impl Hold {
         Self::new(HeldKind::Repeatable)
     }
 
-    /// Of a call that must not be done twice.
+    /// For a call that must not be done twice.
     pub fn once() -> Self {
         Self::new(HeldKind::Once)
     }

@@ -56,7 +56,7 @@ impl IoLimits {
 /// A bandwidth as people write it: the bytes of a second (`50Mi`), or `none`.
 ///
 /// # Errors
-/// It is neither.
+/// Neither of both.
 pub fn parse_bandwidth(text: &str) -> Result<Option<u64>, SizeError> {
     match text {
         "none" => Ok(None),

@@ -19,9 +19,14 @@ use zerofs_csi::admin::grpc::proto::{ListTasksRequest, task::Outcome};
 /// Bytes of answers that a relay lets through.
 const LET_THROUGH: u64 = 3 << 20;
 
+/// Time by which a relay delays every answer.
+const DELAY: Duration = Duration::from_secs(1);
+
 /// What a relay does then.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Then {
+    /// Goes on; it has delayed every answer.
+    Delay,
     /// Closes the connection, as when the server's process dies.
     Break,
     /// Sends nothing more, as when its machine is cut off.
@@ -52,7 +57,8 @@ impl Relay {
     fn command(&self, server: &Server, args: &[&str]) -> Command {
         let mut command = program(args);
         command.args(["--server", &format!("http://{}", self.at)]);
-        command.env("ZEROFS_TOKEN", server.token("reader"));
+        let token = if args[0] == "scrub" { "admin" } else { "reader" };
+        command.env("ZEROFS_TOKEN", server.token(token));
         command
     }
 }
@@ -65,10 +71,12 @@ async fn relay(client: TcpStream, to: SocketAddr, then: Then, sent: Arc<AtomicU6
     });
     let mut buffer = vec![0; 16 << 10];
     while let Ok(len @ 1..) = from_server.read(&mut buffer).await {
-        if sent.fetch_add(len as u64, Ordering::Relaxed) > LET_THROUGH {
+        if then == Then::Delay {
+            tokio::time::sleep(DELAY).await;
+        } else if sent.fetch_add(len as u64, Ordering::Relaxed) > LET_THROUGH {
             match then {
                 Then::Break => break,
-                Then::Hang => std::future::pending().await,
+                Then::Delay | Then::Hang => std::future::pending().await,
             }
         }
         if to_client.write_all(&buffer[..len]).await.is_err() {
@@ -189,18 +197,23 @@ async fn a_signal_ends_commands_whatever_the_server_does() {
     }
     assert!(!std::path::Path::new(&target).join("sub/large").exists());
 
-    let scrub = spawn(&mut through(&server, &["scrub", "--rate", "1"]));
+    // Once the command knows its scrub, and before the answer that tells it.
     let client =
         Client::connect(&format!("unix:{}", server.socket().display()), None).await.unwrap();
     let outcome = async || {
         let listed = client.tasks().list_tasks(ListTasksRequest {}).await.unwrap().into_inner();
         listed.tasks.first().map(|task| task.outcome())
     };
-    until("the scrub begins", async || outcome().await == Some(Outcome::Running)).await;
-    interrupt(&scrub);
-    let ended = ended(scrub);
-    assert!(ended.code == 130 && ended.err.contains("starts over"), "{ended:?}");
-    until("the server stops it", async || outcome().await == Some(Outcome::Stopped)).await;
+    let scrub = ["scrub", "--rate", "1"];
+    let relay = Relay::start(server.admin, Then::Delay).await;
+    for mut command in [through(&server, &scrub), relay.command(&server, &scrub)] {
+        let scrub = spawn(&mut command);
+        until("the scrub begins", async || outcome().await == Some(Outcome::Running)).await;
+        interrupt(&scrub);
+        let ended = ended(scrub);
+        assert!(ended.code == 130 && ended.err.contains("was asked to stop"), "{ended:?}");
+        until("the server stops it", async || outcome().await == Some(Outcome::Stopped)).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

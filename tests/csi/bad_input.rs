@@ -209,8 +209,24 @@ async fn missing_ids_and_foreign_tokens_are_refused() {
     refused(driver.unpublish(id, none).await, Code::InvalidArgument, "target_path");
     refused(driver.unstage("", &at).await, Code::InvalidArgument, "volume_id");
     refused(driver.unstage(id, none).await, Code::InvalidArgument, "staging_target_path");
-    let stats = NodeGetVolumeStatsRequest { volume_id: id.into(), ..Default::default() };
-    refused(node.node_get_volume_stats(stats).await, Code::InvalidArgument, "volume_path");
+    // A volume that is not found comes last, whatever else is wrong.
+    for (id, path, code, why) in [
+        ("", "some/path", Code::InvalidArgument, "volume_id"),
+        (id, "", Code::InvalidArgument, "volume_path"),
+        ("nothing", "", Code::InvalidArgument, "volume_path"),
+        ("nothing", "some/path", Code::NotFound, ""),
+        (id, "some/path", Code::NotFound, ""),
+    ] {
+        let (volume_id, volume_path) = (id.to_owned(), path.to_owned());
+        let stats = NodeGetVolumeStatsRequest {
+            volume_id: volume_id.clone(),
+            volume_path: volume_path.clone(),
+            ..Default::default()
+        };
+        refused(node.node_get_volume_stats(stats).await, code, why);
+        let expand = NodeExpandVolumeRequest { volume_id, volume_path, ..Default::default() };
+        refused(node.node_expand_volume(expand).await, code, why);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

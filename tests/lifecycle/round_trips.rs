@@ -132,7 +132,7 @@ fn the_calls_that_somebody_waits_for_take_few_requests() {
             most(&what, made, 21);
             if name == "v" {
                 let (_, made) = pool.cost("CreateSnapshot, open here", cut("cut2")).await;
-                most("CreateSnapshot, open here", made, 17);
+                most("CreateSnapshot, open here", made, 16);
             }
             drop(open);
             let what = format!("NodeUnstageVolume {name}");

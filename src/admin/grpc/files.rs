@@ -445,7 +445,7 @@ async fn plan(
 mod tests {
     use super::*;
 
-    /// What clients of gRPC take by default.
+    /// The default limit of a message in clients of gRPC.
     const CLIENT_BYTES_MAX: usize = 4 << 20;
 
     #[test]

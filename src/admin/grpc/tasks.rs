@@ -1,7 +1,7 @@
 //! The service of long work.
 
 use super::super::auth::{Action, Resource, WATCHERS_MAX};
-use super::super::watch::{Watched, resource, watch};
+use super::super::watch::{Watch, resource, watch};
 use super::call::{Call, CallAdmission, RpcResult};
 use super::datasets::failed;
 use super::proto;
@@ -149,13 +149,13 @@ impl Tasks for Services {
             let why = format!("{WATCHERS_MAX} callers watch already: retry when one has left");
             return Err(Status::resource_exhausted(why));
         };
-        let watched = Watched {
+        let wanted = Watch {
             access: self.admission.access().clone(),
             tasks: self.admin.tasks.clone(),
             browser,
             caller: call.caller().clone(),
         };
-        let changes = watch(watched, place).map(|change| change.map_err(|error| status(&error)));
+        let changes = watch(wanted, place).map(|change| change.map_err(|error| status(&error)));
         Ok(Response::new(answers(call, (), changes)))
     }
 }

@@ -1,6 +1,6 @@
 //! Changes as the proto tells them.
 
-use super::super::watch::Told;
+use super::super::watch::WatchEvent;
 use super::convert;
 use super::proto::WatchResponse;
 use super::proto::watch_response::Change;
@@ -11,7 +11,7 @@ fn told(change: Change) -> WatchResponse {
     WatchResponse { change: Some(change) }
 }
 
-impl Told for WatchResponse {
+impl WatchEvent for WatchResponse {
     fn task(task: Task) -> Self {
         told(Change::Task(convert::task(task)))
     }

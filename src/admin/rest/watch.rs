@@ -6,7 +6,7 @@ use super::tasks::TaskShape;
 use super::{PLACE_AGAIN, Problem, Rest};
 use crate::admin::access::Authenticated;
 use crate::admin::auth::{Action, Resource, WATCHERS_MAX};
-use crate::admin::watch::{Told, Watched, watch};
+use crate::admin::watch::{Watch, WatchEvent, watch};
 use crate::control::browse::{DatasetFacts, SnapshotFacts};
 use crate::control::{Pool, Task};
 use axum::extract::State;
@@ -35,7 +35,7 @@ impl Change {
     }
 }
 
-impl Told for Change {
+impl WatchEvent for Change {
     fn task(task: Task) -> Self {
         Self::new("task", &TaskShape::from(task))
     }
@@ -53,7 +53,7 @@ impl Told for Change {
     }
 }
 
-/// What is there, then each change, as server-sent events
+/// The tasks, datasets and snapshots, then each change, as server-sent events
 #[utoipa::path(
     get, path = "/pools/{pool}/watch", tag = "tasks",
     params(("pool" = String, Path, example = "main")),
@@ -79,13 +79,13 @@ pub async fn get(
         let why = format!("{WATCHERS_MAX} callers watch already: try again when one has left");
         Problem::too_many(why, PLACE_AGAIN)
     })?;
-    let watched = Watched {
+    let wanted = Watch {
         access: rest.admin.access.clone(),
         tasks: rest.admin.tasks.clone(),
         browser,
         caller: known.caller,
     };
-    let changes = watch::<Change>(watched, place).map(|change| {
+    let changes = watch::<Change>(wanted, place).map(|change| {
         Ok(match change {
             Ok(Change { name, json }) => Event::default().event(name).data(json),
             Err(error) => Event::default().event("error").data(Problem::of_error(&error).json()),

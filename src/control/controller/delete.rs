@@ -6,6 +6,11 @@ use crate::catalog::{CatalogError, Dataset, Owner, Snapshot, State};
 use crate::control::{Collector, ControlError, Pool};
 use crate::types::{DatasetId, GroupId, SnapshotHandle, SnapshotId, VolumeHandle};
 use crate::volume::is_maintenance;
+use std::time::Duration;
+
+/// Time that DeleteVolume waits for the lease of a silent node: within the minute of
+/// csi-provisioner's call.
+const DELETE_PATIENCE: Duration = Duration::from_secs(50);
 
 impl Controller {
     /// Absent counts as deleted. A volume of a dead node is taken from it first.
@@ -13,10 +18,19 @@ impl Controller {
     /// # Errors
     /// [`ControlError::Precondition`] while a node has the volume open.
     pub async fn delete_volume(&self, volume: VolumeHandle) -> Result<(), ControlError> {
+        self.delete_volume_within(volume, DELETE_PATIENCE).await
+    }
+
+    /// [`Self::delete_volume`], which waits for the lease of a silent node for this long.
+    pub(super) async fn delete_volume_within(
+        &self,
+        volume: VolumeHandle,
+        patience: Duration,
+    ) -> Result<(), ControlError> {
         let pool = self.pool_to_delete_from(volume.pool)?;
         let _lock = self.lock_volume(volume.dataset)?;
         if let Some((dataset, owner)) = tombstone_dataset(pool, volume.dataset).await? {
-            let released = self.release_dead(pool, &dataset, &owner).await?;
+            let released = self.release_dead(pool, &dataset, &owner, patience).await?;
             let still = if released {
                 tombstone_dataset(pool, volume.dataset).await?
             } else {

@@ -4,14 +4,17 @@ use super::Controller;
 use crate::catalog::{Dataset, State};
 use crate::control::{ControlError, Pool};
 use crate::types::{DatasetId, SessionId, VolumeHandle};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 /// A node that shows no sign of life for this long is not expected back: after a reboot, or a
 /// failed upgrade of its plugin, its pods go on with the data that they had.
 const PATIENCE: Duration = Duration::from_secs(24 * 3600);
 
-/// What this process has seen of inline volumes and of the heartbeats of their owners. Its memory
+/// Time beyond a lease in which its expiry is noticed.
+const LEASE_MARGIN: Duration = Duration::from_secs(15);
+
+/// Inline volumes and the heartbeats of their owners, as this process has seen them. Its memory
 /// alone counts: a process that has not watched for a day deletes nothing.
 #[derive(Debug, Default)]
 pub struct EphemeralWatch(HashMap<DatasetId, Seen>);
@@ -19,7 +22,7 @@ pub struct EphemeralWatch(HashMap<DatasetId, Seen>);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Seen {
     /// Its owner, and the number of the owner's newest heartbeat.
-    life: Option<(SessionId, Option<u64>)>,
+    owner: Option<(SessionId, Option<u64>)>,
     since: Instant,
 }
 
@@ -28,12 +31,12 @@ impl EphemeralWatch {
     fn is_abandoned(
         &mut self,
         id: DatasetId,
-        life: Option<(SessionId, Option<u64>)>,
+        owner: Option<(SessionId, Option<u64>)>,
         now: Instant,
     ) -> bool {
-        let seen = self.0.entry(id).or_insert(Seen { life, since: now });
-        if seen.life != life {
-            *seen = Seen { life, since: now };
+        let seen = self.0.entry(id).or_insert(Seen { owner, since: now });
+        if seen.owner != owner {
+            *seen = Seen { owner, since: now };
         }
         now.saturating_duration_since(seen.since) >= PATIENCE
     }
@@ -51,7 +54,7 @@ impl Controller {
         now: Instant,
     ) -> Result<(), ControlError> {
         let mut failed = Ok(());
-        let mut live = Vec::new();
+        let mut live = HashSet::new();
         for pool in self.pools.iter() {
             let datasets = match pool.catalog.datasets().await {
                 Ok(datasets) => datasets,
@@ -66,7 +69,7 @@ impl Controller {
                 if !dataset.ephemeral || dataset.state != State::Ready {
                     continue;
                 }
-                live.push(dataset.id());
+                live.insert(dataset.id());
                 let deleted = self.delete_if_abandoned(pool, &dataset, watch, now).await;
                 failed = failed.and(deleted);
             }
@@ -82,14 +85,14 @@ impl Controller {
         watch: &mut EphemeralWatch,
         now: Instant,
     ) -> Result<(), ControlError> {
-        let life = match &dataset.owner {
+        let owner = match &dataset.owner {
             None => None,
             Some(owner) => {
                 let status = pool.catalog.node_status(owner.session).await?;
                 Some((owner.session, status.newest()))
             }
         };
-        if !watch.is_abandoned(dataset.id(), life, now) {
+        if !watch.is_abandoned(dataset.id(), owner, now) {
             return Ok(());
         }
         tracing::warn!(
@@ -98,7 +101,11 @@ impl Controller {
             node = dataset.owner.as_ref().map(|owner| owner.node.as_str()),
             "deleting an inline ephemeral volume: its node has not used it for a day"
         );
-        self.delete_volume(VolumeHandle { pool: pool.id(), dataset: dataset.id() }).await
+        // No caller waits: the node's lease expires first, however long it is.
+        let lease = dataset.owner.as_ref().map_or(0, |owner| owner.lease_millis);
+        let lease = self.volumes.lease().lease.max(Duration::from_millis(lease));
+        let volume = VolumeHandle { pool: pool.id(), dataset: dataset.id() };
+        self.delete_volume_within(volume, lease + LEASE_MARGIN).await
     }
 }
 
@@ -116,7 +123,7 @@ mod tests {
         let (mut watch, begun) = (EphemeralWatch::default(), Instant::now());
         let owner = |heartbeat| Some((SessionId::from_bytes([1; 16]), Some(heartbeat)));
         let hours = |n: u32| begun + n * Duration::from_secs(3600);
-        for (life, hour, abandoned) in [
+        for (owner, hour, abandoned) in [
             (None, 0, false),
             (None, 23, false),
             (owner(1), 24, false),
@@ -127,7 +134,11 @@ mod tests {
             (None, 73, false),
             (None, 97, true),
         ] {
-            assert_eq!(watch.is_abandoned(id, life, hours(hour)), abandoned, "{hour} h, {life:?}");
+            assert_eq!(
+                watch.is_abandoned(id, owner, hours(hour)),
+                abandoned,
+                "{hour} h, {owner:?}"
+            );
         }
     }
 }

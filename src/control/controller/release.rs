@@ -17,10 +17,6 @@ use crate::types::{ClaimId, Timestamp, VolumeHandle};
 use crate::volume::{VolumeError, finish_release, release_lost, unvoided_journal_dir};
 use std::time::Duration;
 
-/// Time that a deletion waits for the lease of a silent node: within the minute of
-/// csi-provisioner's call.
-const DELETE_PATIENCE: Duration = Duration::from_secs(50);
-
 /// Most claims of one session that a forced release revokes: the session claims again after its
 /// lease expired, or when the volume is used there again.
 const CLAIMS_MAX: usize = 8;
@@ -186,12 +182,14 @@ impl Controller {
     }
 
     /// Releases a volume from a dead owner before a deletion, which needs nothing of the owner's
-    /// journal. Returns whether it has no owner now. An owner that is alive keeps it.
+    /// journal. Returns whether it has no owner now. An owner that is alive keeps it. `patience`: time
+    /// to wait for the lease of one that is silent.
     pub(super) async fn release_dead(
         &self,
         pool: &Pool,
         dataset: &Dataset,
         owner: &Owner,
+        patience: Duration,
     ) -> Result<bool, ControlError> {
         if self.volumes.get(dataset.id()).is_some() {
             return Ok(false);
@@ -202,7 +200,7 @@ impl Controller {
             waited = takeover::until_stopped(
                 pool, &self.volumes, dataset.id(), owner, WhileAlive::GiveUp,
             ) => waited?,
-            () = tokio::time::sleep(DELETE_PATIENCE) => return Ok(false),
+            () = tokio::time::sleep(patience) => return Ok(false),
         };
         match waited {
             OwnerState::Ended => Ok(true),

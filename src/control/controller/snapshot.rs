@@ -201,14 +201,17 @@ impl Controller {
         self.complete_snapshot(pool, &source.record, at).await
     }
 
-    /// The database of a dataset that is released, so that its checkpoint needs no opening. Where
-    /// it cannot be read, the opening tells why.
+    /// Returns the database of a dataset that is released, so that its checkpoint needs no opening.
+    /// Where it cannot be read, the opening tells why.
     ///
-    /// It comes after the snapshot's record, which then keeps the dataset from being reaped, and
-    /// what the checkpoint refers to from being collected (R3, R11): a record of the dataset that
-    /// was read before may be of one that was deleted since.
-    async fn closed_database(&self, pool: &Pool, id: DatasetId) -> Option<ClosedDatabase> {
-        let now = pool.catalog.dataset_by_id(id).await.ok().flatten()?;
+    /// Called after the snapshot's record is durable, which then keeps the dataset from being
+    /// reaped, and what the checkpoint refers to from being collected (R3, R11): `before`, which
+    /// was read earlier, may be of a dataset that was deleted since.
+    async fn closed_database(&self, pool: &Pool, before: &Dataset) -> Option<ClosedDatabase> {
+        if before.owner.is_some() {
+            return None;
+        }
+        let now = pool.catalog.dataset_by_id(before.id()).await.ok().flatten()?;
         let settings = self.volumes.settings();
         closed_database(settings, &pool.catalog, &now.record).await.ok().flatten()
     }
@@ -227,7 +230,7 @@ impl Controller {
             State::Deleting | State::Dead => return Err(self.name_in_use(&at.record.name)),
         }
         let snapshot = id.snapshot.incarnation;
-        let made = match self.closed_database(pool, dataset.id()).await {
+        let made = match self.closed_database(pool, dataset).await {
             Some(closed) => closed.checkpoint(&snapshot.to_string()).await?,
             None => None,
         };

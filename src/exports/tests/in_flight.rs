@@ -210,8 +210,8 @@ fn a_call_that_may_have_been_done_is_never_asked_to_retry() {
     });
 }
 
-/// What a client has written and not committed when its volume is closed is kept, or its verifier
-/// says that it must be sent again (R18).
+/// Uncommitted writes of a client are kept when its volume is closed, or the verifier says that
+/// they must be sent again (R18).
 #[test]
 fn data_that_was_written_before_a_close_is_there_after_it() {
     run(async {

@@ -31,7 +31,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// What follows when another writer has taken the number of the next manifest.
+/// The reaction when another writer has taken the number of the next manifest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Taken {
     /// SlateDB reads the newest manifest and tries again.

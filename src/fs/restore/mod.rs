@@ -14,19 +14,23 @@
 //! Memory: that of a [`Walk`], the identities of the snapshot's packs, and of objects with several
 //! names.
 
-use super::FsError;
-use super::api::{Caller, FileKind, FileRef, SNAPSHOTS_NAME, SetAttr, SetTime};
-use super::dataset::Fs;
-use super::inode::Node;
-use super::names::{Replaceable, given_back};
-use super::replies::ReplySlot;
-use super::row::{Extent, Inode};
-use super::snapshot_fs::{SnapshotFs, SnapshotInode};
-use super::walk::Walk;
-use crate::types::{Class, Classify, EntryName, InodeNo};
+mod outcome;
+
+pub use outcome::{Progress, RestoreError, Restored};
+
+use crate::fs::FsError;
+use crate::fs::api::{Caller, FileKind, FileRef, SNAPSHOTS_NAME, SetAttr, SetTime};
+use crate::fs::dataset::Fs;
+use crate::fs::inode::Node;
+use crate::fs::names::{Replaceable, given_back};
+use crate::fs::replies::ReplySlot;
+use crate::fs::row::{Extent, Inode};
+use crate::fs::snapshot_fs::{SnapshotFs, SnapshotInode};
+use crate::fs::walk::Walk;
+use crate::types::{EntryName, InodeNo};
+use outcome::LeftOut;
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// Extents read at a time.
 const RECORDS: usize = 512;
@@ -39,10 +43,6 @@ const BACKUPS_MAX: u32 = 9999;
 const KEEPS_MAX: u32 = 16;
 /// The reason why the content of a file was not restored to its end.
 const STOPPED: &str = "the restore was asked to stop";
-/// Most objects that could not be restored whose names are reported …
-const FAILED_SHOWN: usize = 20;
-/// … with this many characters of the errors.
-const FAILED_CHARS: usize = 300;
 
 /// Treatment of an object that has the name of one that is restored. A directory is
 /// never replaced.
@@ -53,125 +53,6 @@ pub enum Overwrite {
     Replace,
     /// Replaces it, after it was given a backup's name.
     KeepBeside,
-}
-
-/// The progress of a restore.
-#[derive(Debug, Default)]
-pub struct Progress {
-    objects: AtomicU64,
-    bytes: AtomicU64,
-    stopped: AtomicBool,
-}
-
-/// The result of a restore: objects, and the bytes that the files hold.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub struct Restored {
-    pub objects: u64,
-    pub bytes: u64,
-}
-
-impl Progress {
-    pub fn now(&self) -> Restored {
-        Restored {
-            objects: self.objects.load(Ordering::Relaxed),
-            bytes: self.bytes.load(Ordering::Relaxed),
-        }
-    }
-
-    /// Asks the restore to stop: it does after the object that it is at, or within a large file,
-    /// which then is as it was.
-    pub fn stop(&self) {
-        self.stopped.store(true, Ordering::Relaxed);
-    }
-
-    fn is_stopped(&self) -> bool {
-        self.stopped.load(Ordering::Relaxed)
-    }
-
-    fn add(&self, bytes: u64) {
-        self.objects.fetch_add(1, Ordering::Relaxed);
-        self.bytes.fetch_add(bytes, Ordering::Relaxed);
-    }
-}
-
-/// The reason why a restore ended early; objects before it are restored.
-#[derive(Clone, Debug, thiserror::Error)]
-pub enum RestoreError {
-    #[error("{path} is not in the snapshot")]
-    Missing { path: String },
-    #[error("the folder {path} does not exist: make it, or restore to another path")]
-    NoFolder { path: String },
-    #[error("{path}: {why}")]
-    InTheWay { path: String, why: &'static str },
-    #[error("{path}: {source}")]
-    Fs {
-        path: String,
-        #[source]
-        source: FsError,
-    },
-    /// It was asked to stop: all that it restored is durable, and everything else is as it was.
-    #[error("stopped after {} objects; run it again to restore the rest", done.objects)]
-    Stopped { done: Restored },
-    /// The rest of the tree is restored.
-    #[error("restored {} objects, and not {failed}:\n  {shown}", done.objects)]
-    Incomplete { done: Restored, failed: u64, shown: String, class: Class },
-}
-
-impl Classify for RestoreError {
-    fn class(&self) -> Class {
-        match self {
-            Self::Missing { .. } | Self::NoFolder { .. } => Class::NotFound,
-            Self::InTheWay { .. } => Class::Exists,
-            Self::Fs { source, .. } => source.class(),
-            Self::Stopped { .. } => Class::Unavailable,
-            Self::Incomplete { class, .. } => *class,
-        }
-    }
-}
-
-impl RestoreError {
-    /// Returns whether the next object would fail in the same way.
-    fn ends_all(&self) -> bool {
-        matches!(self.class(), Class::Unavailable | Class::Fenced | Class::Internal)
-    }
-}
-
-/// The objects that were left out.
-#[derive(Default)]
-struct LeftOut {
-    count: u64,
-    shown: Vec<String>,
-    class: Option<Class>,
-}
-
-impl LeftOut {
-    fn add(&mut self, error: &RestoreError) {
-        self.count += 1;
-        // Damage is reported before anything else.
-        if self.class.is_none() || error.class() == Class::Corrupt {
-            self.class = Some(error.class());
-        }
-        if self.shown.len() < FAILED_SHOWN {
-            let text = error.to_string();
-            let skipped = text.chars().count().saturating_sub(FAILED_CHARS);
-            let end: String = text.chars().skip(skipped).collect();
-            self.shown.push(if skipped > 0 { format!("…{end}") } else { end });
-        }
-    }
-
-    fn end(mut self, done: Restored) -> Result<Restored, RestoreError> {
-        let Some(class) = self.class else { return Ok(done) };
-        let more = self.count - self.shown.len() as u64;
-        if more > 0 {
-            self.shown.push(format!("and {more} more"));
-        }
-        Err(RestoreError::Incomplete {
-            done,
-            failed: self.count,
-            shown: self.shown.join("\n  "),
-            class,
-        })
-    }
 }
 
 /// The source in the snapshot and the target; no names: the root.
