@@ -10,8 +10,8 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Data that one CPU job takes: long enough to be worth handing over, short enough that an add uses
-/// all cores.
+/// Data that one CPU job takes, before it is sealed: long enough to be worth handing over, short
+/// enough that an add uses all cores.
 const JOB_BYTES: usize = 1 << 20;
 /// Jobs of one add at once. Their chunks are appended together, so that they lie side by side in
 /// the pack whatever else is added meanwhile: a step of read-ahead takes one request then.
@@ -172,12 +172,12 @@ impl Packer {
     }
 }
 
-/// Cuts the added chunks into jobs.
+/// Cuts the added chunks into jobs: a step of read-ahead is [`JOBS_MAX`] of them.
 fn jobs(raw: Vec<Bytes>) -> Vec<Vec<Bytes>> {
     let mut jobs: Vec<Vec<Bytes>> = Vec::new();
-    let mut bytes = usize::MAX;
+    let mut bytes = 0;
     for raw in raw {
-        bytes = bytes.saturating_add(raw.len() + Sealer::OVERHEAD);
+        bytes += raw.len();
         match jobs.last_mut() {
             Some(job) if bytes <= JOB_BYTES => job.push(raw),
             _ => {
@@ -210,4 +210,23 @@ fn encode(writer: &Arc<PackWriter>, job: &[Bytes]) -> (Vec<PreparedChunk>, PackH
         });
     }
     (chunks, holds)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_step_of_read_ahead_is_appended_at_once() {
+        for chunk in [4 << 10, 64 << 10, 256 << 10, 1 << 20] {
+            let step = vec![Bytes::from(vec![0; chunk]); (4 << 20) / chunk];
+            let jobs = jobs(step);
+            assert_eq!(jobs.len(), JOBS_MAX, "chunks of {chunk} bytes");
+            assert!(jobs.iter().all(|job| job.iter().map(Bytes::len).sum::<usize>() <= JOB_BYTES));
+        }
+        assert_eq!(jobs(vec![]).len(), 0);
+        let uneven = [700 << 10, 400 << 10, 300 << 10, 1 << 20, 1];
+        let jobs = jobs(uneven.map(|len| Bytes::from(vec![0; len])).into());
+        assert_eq!(jobs.iter().map(Vec::len).collect::<Vec<_>>(), [1, 2, 1, 1]);
+    }
 }
