@@ -29,15 +29,18 @@ const ENTRY_BYTES: usize = 45;
 /// A pack is closed when it holds this much: large enough that a GiB takes 64 PUTs, small enough
 /// that few are held in memory.
 pub const PACK_BYTES: u32 = 16 << 20;
+/// The data of one append, at most: a step of a reader's read-ahead, which takes one request
+/// where its chunks lie side by side in one pack. A pack is therefore closed behind them.
+pub(super) const APPEND_BYTES_MAX: usize = 4 << 20;
 /// Most chunks of one pack, so that a footer has a bound (1.4 MiB) when they are tiny.
 pub(super) const PACK_CHUNKS_MAX: usize = 32 << 10;
 /// The longest footer as stored.
 pub(super) const FOOTER_BYTES_MAX: usize = PACK_CHUNKS_MAX * ENTRY_BYTES + Sealer::OVERHEAD;
 
-/// No pack has more: it is closed by the chunk that fills it, and ends with its footer.
+/// No pack has more: it is closed by the append that fills it, and ends with its footer.
 pub const OBJECT_BYTES_MAX: usize = PACK_BYTES as usize
-    + CHUNK_BYTES_MAX
-    + Sealer::OVERHEAD
+    + APPEND_BYTES_MAX
+    + PACK_CHUNKS_MAX * Sealer::OVERHEAD
     + FOOTER_BYTES_MAX
     + HEADER_BYTES as usize
     + TRAILER_BYTES;

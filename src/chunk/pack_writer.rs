@@ -134,7 +134,11 @@ impl OpenPack {
     }
 
     fn is_full(&self) -> bool {
-        self.bytes >= PACK_BYTES || self.entries.len() >= PACK_CHUNKS_MAX
+        self.bytes >= PACK_BYTES || self.takes_no_more()
+    }
+
+    fn takes_no_more(&self) -> bool {
+        self.entries.len() >= PACK_CHUNKS_MAX
     }
 }
 
@@ -334,8 +338,8 @@ impl PackWriter {
         }
     }
 
-    /// Puts the chunks of some jobs into the open pack, side by side. Returns all references in
-    /// order. `room` covers their stored bytes.
+    /// Puts the chunks of some jobs into the open pack, side by side, and closes it if it is full
+    /// then. Returns all references in order. `room` covers their stored bytes.
     pub(super) fn append(
         self: &Arc<Self>,
         jobs: Vec<Vec<PreparedChunk>>,
@@ -361,13 +365,17 @@ impl PackWriter {
                 });
             }
         }
+        let full = state.open.as_ref().is_some_and(OpenPack::is_full);
+        if full || self.cache.0.write_budget.is_deadlocked() {
+            closed.extend(self.close(&mut state));
+        }
         drop(state);
         closed.into_iter().for_each(|closed| self.send(closed));
         refs
     }
 
     /// Puts a chunk into the open pack, unless another caller has stored the same one meanwhile.
-    /// Returns a pack that is full now.
+    /// Returns a pack that takes no further chunk.
     fn append_one(
         self: &Arc<Self>,
         state: &mut State,
@@ -388,10 +396,9 @@ impl PackWriter {
             open.push(hash, raw_len, stored, room);
         let chunk =
             ChunkRef { hash, pack: self.pack(open.seq), offset, stored_len, raw_len, codec };
-        let full = open.is_full();
+        let full = open.takes_no_more();
         self.cache.0.dedup.lock().insert(self.id, chunk);
-        let closes = full || self.cache.0.write_budget.is_deadlocked();
-        (chunk, if closes { self.close(state) } else { None })
+        (chunk, if full { self.close(state) } else { None })
     }
 
     /// Notes that a caller waits for a pack, and closes it if few enough are being put.

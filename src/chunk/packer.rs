@@ -1,5 +1,6 @@
 //! Fills packs and tracks which of them may still get new references (R9, R10).
 
+use super::pack::APPEND_BYTES_MAX;
 use super::pack_writer::{PackHolds, PackWriter, PreparedChunk, Urgency};
 use super::{CHUNK_BYTES_MAX, ChunkError, ChunkRef, Codec, cpu};
 use crate::crypto::Sealer;
@@ -14,8 +15,8 @@ use std::time::Duration;
 /// enough that an add uses all cores.
 const JOB_BYTES: usize = 1 << 20;
 /// Jobs of one add at once. Their chunks are appended together, so that they lie side by side in
-/// the pack whatever else is added meanwhile: a step of read-ahead takes one request then.
-const JOBS_MAX: usize = 4;
+/// the pack whatever else is added meanwhile.
+const JOBS_MAX: usize = APPEND_BYTES_MAX / JOB_BYTES;
 /// The time that a pack waits for more data under [`Packing::stored_in_background`].
 const LINGER: Duration = Duration::from_millis(200);
 
@@ -219,7 +220,7 @@ mod tests {
     #[test]
     fn a_step_of_read_ahead_is_appended_at_once() {
         for chunk in [4 << 10, 64 << 10, 256 << 10, 1 << 20] {
-            let step = vec![Bytes::from(vec![0; chunk]); (4 << 20) / chunk];
+            let step = vec![Bytes::from(vec![0; chunk]); APPEND_BYTES_MAX / chunk];
             let jobs = jobs(step);
             assert_eq!(jobs.len(), JOBS_MAX, "chunks of {chunk} bytes");
             assert!(jobs.iter().all(|job| job.iter().map(Bytes::len).sum::<usize>() <= JOB_BYTES));
