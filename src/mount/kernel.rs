@@ -45,19 +45,11 @@ async fn call<T: Send + 'static>(
 }
 
 fn failed(path: &Path, doing: &'static str, errno: Errno) -> MountError {
-    let mut error = kernel_error(path, doing, &errno.into());
-    if let MountError::Kernel { why, .. } = &mut error {
-        match errno {
-            Errno::NODEV => {
-                why.push_str(": the kernel has no NFSv3 client: load the modules nfs and nfsv3");
-            }
-            Errno::PERM => {
-                why.push_str(": the process needs CAP_SYS_ADMIN (a privileged container)");
-            }
-            _ => {}
-        }
-    }
-    error
+    kernel_error(path, doing, &errno.into()).because(match errno {
+        Errno::NODEV => Some("the kernel has no NFSv3 client: load the modules nfs and nfsv3"),
+        Errno::PERM => Some("the process needs CAP_SYS_ADMIN (a privileged container)"),
+        _ => None,
+    })
 }
 
 /// Removes a mount that succeeded after its caller had given up.
@@ -88,9 +80,15 @@ impl Mounter for KernelMounter {
         let mount = move |path: &Path| {
             rustix::mount::mount(device, path, "nfs", options.flags, data.as_c_str())
         };
-        call(target, DOING, MOUNT_SECS, mount, detach)
-            .await?
-            .map_err(|errno| failed(target, DOING, errno))
+        let mounted = call(target, DOING, MOUNT_SECS, mount, detach).await?;
+        mounted.map_err(|errno| {
+            let context = options::context(&what.options).filter(|_| errno == Errno::INVAL);
+            failed(target, DOING, errno).because(context.map(|context| {
+                format!(
+                    "SELinux is off on this node, or its policy does not know the context {context}"
+                )
+            }))
+        })
     }
 
     async fn bind(&self, what: &BindMount, target: &Path) -> Result<(), MountError> {

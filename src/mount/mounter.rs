@@ -23,6 +23,16 @@ pub enum MountError {
     Timeout { path: PathBuf, doing: &'static str, secs: u64 },
 }
 
+impl MountError {
+    /// Adds what the kernel's reason means here.
+    pub(super) fn because(mut self, meaning: Option<impl std::fmt::Display>) -> Self {
+        if let (Self::Kernel { why, .. }, Some(meaning)) = (&mut self, meaning) {
+            *why = format!("{why}: {meaning}");
+        }
+        self
+    }
+}
+
 impl Classify for MountError {
     fn class(&self) -> Class {
         match self {

@@ -69,15 +69,32 @@ fn range(bytes: i64) -> Option<csi::CapacityRange> {
     Some(csi::CapacityRange { required_bytes: bytes, limit_bytes: 0 })
 }
 
+fn new_volume(name: &str, bytes: i64) -> csi::CreateVolumeRequest {
+    let (name, capacity_range) = (name.to_owned(), range(bytes));
+    csi::CreateVolumeRequest { name, capacity_range, ..Default::default() }
+}
+
 impl Driver {
     /// Creates, stages and publishes a volume.
     pub fn volume(&self, name: &str, bytes: i64) -> Result<Volume, String> {
-        self.provision(name, bytes, None, Mode::SingleNodeWriter)
+        self.provision(new_volume(name, bytes), Mode::SingleNodeWriter)
+    }
+
+    /// Of a class with a parameter.
+    pub fn volume_with(
+        &self,
+        name: &str,
+        bytes: i64,
+        (parameter, value): (&str, &str),
+    ) -> Result<Volume, String> {
+        let parameters = HashMap::from([(parameter.to_owned(), value.to_owned())]);
+        let request = csi::CreateVolumeRequest { parameters, ..new_volume(name, bytes) };
+        self.provision(request, Mode::SingleNodeWriter)
     }
 
     /// A volume of many nodes, staged on the first.
     pub fn shared_volume(&self, name: &str, bytes: i64) -> Result<Volume, String> {
-        self.provision(name, bytes, None, Mode::MultiNodeMultiWriter)
+        self.provision(new_volume(name, bytes), Mode::MultiNodeMultiWriter)
     }
 
     /// The same volume on the other node.
@@ -98,29 +115,21 @@ impl Driver {
 
     pub fn volume_from(&self, snapshot: &str, name: &str, bytes: i64) -> Result<Volume, String> {
         let source = volume_content_source::SnapshotSource { snapshot_id: snapshot.to_owned() };
-        self.provision(
-            name,
-            bytes,
-            Some(csi::VolumeContentSource {
-                r#type: Some(volume_content_source::Type::Snapshot(source)),
-            }),
-            Mode::SingleNodeWriter,
-        )
+        let source = csi::VolumeContentSource {
+            r#type: Some(volume_content_source::Type::Snapshot(source)),
+        };
+        let request = csi::CreateVolumeRequest {
+            volume_content_source: Some(source),
+            ..new_volume(name, bytes)
+        };
+        self.provision(request, Mode::SingleNodeWriter)
     }
 
-    fn provision(
-        &self,
-        name: &str,
-        bytes: i64,
-        source: Option<csi::VolumeContentSource>,
-        mode: Mode,
-    ) -> Result<Volume, String> {
+    fn provision(&self, request: csi::CreateVolumeRequest, mode: Mode) -> Result<Volume, String> {
+        let name = request.name.clone();
         let request = csi::CreateVolumeRequest {
-            name: name.to_owned(),
-            capacity_range: range(bytes),
             volume_capabilities: vec![capability(mode, &[])],
-            volume_content_source: source,
-            ..Default::default()
+            ..request
         };
         let created = self.runtime.block_on(async {
             let mut controller = ControllerClient::new(self.connect(Role::Controller).await?);

@@ -17,6 +17,8 @@ mod kubelet;
 mod programs;
 #[path = "restarts.rs"]
 mod restarts;
+#[path = "selinux.rs"]
+mod selinux;
 #[path = "shared.rs"]
 mod shared;
 #[path = "step.rs"]
@@ -63,6 +65,7 @@ const CASES: &[Case] = &[
     case("snapshot: of a mounted volume, clone, both right", volumes::snapshot),
     case("snapdir: find, diff -r and cp -a over .snapshots", volumes::snapdir),
     case("options: noexec and ro on every mount, a linked folder, 20 groups", volumes::options),
+    case("limits: a write beyond the volume's bandwidth waits, nothing else does", volumes::limits),
     case("rot: a turned bit in a pack is an error, never wrong bytes", volumes::rot),
     case(
         "shared: a volume on two nodes, its owner killed under a writer of the other",
@@ -86,6 +89,8 @@ const CASES: &[Case] = &[
         restarts::unpublish_after_restart,
     ),
     case("umount: by hand while no node plugin runs", restarts::umount_without_plugin),
+    // The policy stays: the last.
+    case("selinux: contexts of mounts, enforced", selinux::contexts),
 ];
 
 /// A case on a thread of its own: one that hangs is given up, its processes are killed, and the

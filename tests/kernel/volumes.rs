@@ -5,6 +5,7 @@ use super::kubelet::Volume;
 use super::step::{Outcome, Script, sh, text};
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 pub fn two_at_once() -> Outcome {
     let driver = Driver::start("two")?;
@@ -231,6 +232,45 @@ pub fn options() -> Outcome {
     driver.remove(&volume)?;
     driver.stop()?;
     Ok("noexec and ro held, by way of a link".to_owned())
+}
+
+/// 4 MiB at once, then 4 MiB a second.
+pub fn limits() -> Outcome {
+    let driver = Driver::start("limits")?;
+    let slow = driver.volume_with("slow", 1 << 30, ("maxWriteBandwidth", "4Mi"))?;
+    let other = driver.volume("other", 1 << 30)?;
+    sh(&slow.path, 60, "echo first > first; sync first")?;
+    let started = Instant::now();
+    let write = "dd if=/dev/zero of=big bs=1M count=40 conv=fsync status=none; touch done";
+    let mut writer = Script::start(&slow.path, write)?;
+    // While it waits its own volume answers, and another one writes.
+    sh(
+        &other.path,
+        60,
+        &format!(
+            "dd if=/dev/zero of=big bs=1M count=40 conv=fsync status=none
+             cd {}; echo 3 > /proc/sys/vm/drop_caches; equal \"$(cat first)\" first content
+             ls -l > /dev/null; [ ! -e done ]",
+            slow.path.display()
+        ),
+    )?;
+    let meanwhile = started.elapsed();
+    if writer.ended()? {
+        return Err(format!("40 MiB at 4 MiB a second were written within {meanwhile:?}"));
+    }
+    writer.wait(60)?;
+    let took = started.elapsed();
+    if took < Duration::from_secs(8) {
+        return Err(format!("40 MiB at 4 MiB a second were written within {took:?}"));
+    }
+    driver.remove(&slow)?;
+    driver.remove(&other)?;
+    driver.stop()?;
+    Ok(format!(
+        "40 MiB at 4 MiB/s in {:.1} s; 40 MiB of another volume in {:.1} s of these",
+        took.as_secs_f64(),
+        meanwhile.as_secs_f64()
+    ))
 }
 
 /// Every file below a folder.
