@@ -1,8 +1,9 @@
-//! Three node plugins that have one volume staged, a worker on each, a controller, and the store.
+//! Node plugins that have one volume staged, a worker on each, a controller, and the store.
 
 use crate::history::Call;
 use crate::network::{self, SEATS};
 use crate::node;
+use crate::pods::PODS_PER_NODE;
 use crate::support::driver::{capability, connect, new_volume, stage, text};
 use crate::support::s3::S3Server;
 use crate::worker::now;
@@ -192,16 +193,53 @@ impl Cluster {
         std::fs::remove_file(node::mounted(dir, seat)).unwrap();
     }
 
-    fn start_worker(&mut self, seat: &'static str) {
+    /// A program on a node that uses the volume: its endpoint and root are arguments.
+    fn client(&self, seat: &str, kind: &str, more: &[&str]) -> Child {
         let dir = self.dir.path();
         let mounted = std::fs::read(node::mounted(dir, seat)).unwrap();
         let mounted: serde_json::Value = serde_json::from_slice(&mounted).unwrap();
         let (endpoint, root) =
             (mounted["endpoint"].as_str().unwrap(), mounted["root"].as_str().unwrap());
-        let mut command = network::on(seat, &["worker", endpoint, root, seat].map(OsStr::new));
+        let args = [&[kind, endpoint, root, seat], more].concat();
+        let args: Vec<&OsStr> = args.iter().map(OsStr::new).collect();
+        let mut command = network::on(seat, &args);
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
-        command.stderr(log(dir, &format!("{seat}-worker")));
-        let mut child = command.spawn().unwrap();
+        command.stderr(log(dir, &format!("{seat}-{kind}")));
+        command.spawn().unwrap()
+    }
+
+    /// Pods on all nodes write at once for this time.
+    ///
+    /// # Errors
+    /// One of them failed.
+    pub fn pods(&self, secs: u64) -> Result<String, String> {
+        let start = |seat| (seat, self.client(seat, "pods", &[&secs.to_string()]));
+        let nodes = SEATS.map(start);
+        let (mut pods, mut written, mut read, mut longest) = (0, 0, 0, 0);
+        for (seat, child) in nodes {
+            let out = child.wait_with_output().unwrap();
+            if !out.status.success() {
+                return Err(format!("the pods on {seat} ended with {}", out.status));
+            }
+            for line in String::from_utf8_lossy(&out.stdout).lines() {
+                let numbers: Vec<u64> =
+                    line.split(' ').skip(1).map(|number| number.parse().unwrap()).collect();
+                let [blocks, others, millis] = numbers[..] else { panic!("{line}") };
+                assert!(blocks > 0, "a pod on {seat} wrote nothing");
+                (pods, written, read) = (pods + 1, written + blocks, read + others);
+                longest = longest.max(millis);
+            }
+        }
+        assert_eq!(pods, SEATS.len() * PODS_PER_NODE);
+        Ok(format!(
+            "{pods} pods wrote {} MiB in {secs} s and read {read} blocks of each other; the \
+             longest call took {longest} ms",
+            written / 16
+        ))
+    }
+
+    fn start_worker(&mut self, seat: &'static str) {
+        let mut child = self.client(seat, "worker", &[]);
         let Lines(lines) = Lines::of(&mut child);
         let (calls, names, (tell, rest)) =
             (self.calls.clone(), self.names.clone(), mpsc::channel());
@@ -364,7 +402,9 @@ impl Cluster {
     /// The ends of all logs.
     pub fn logs(&self) -> String {
         let mut names: Vec<String> = SEATS.iter().map(|seat| (*seat).to_owned()).collect();
-        names.extend(SEATS.iter().map(|seat| format!("{seat}-worker")));
+        for kind in ["worker", "pods"] {
+            names.extend(SEATS.iter().map(|seat| format!("{seat}-{kind}")));
+        }
         names.push("controller".to_owned());
         let mut all = String::new();
         for name in names {

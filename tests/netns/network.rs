@@ -9,7 +9,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::process::Command;
 
 /// The nodes, by the names that their namespaces have too.
-pub const SEATS: [&str; 3] = ["a", "b", "c"];
+pub const SEATS: [&str; 4] = ["a", "b", "c", "d"];
 
 /// The store's address on its bridge.
 pub const STORE: IpAddr = IpAddr::V4(Ipv4Addr::new(198, 18, 1, 254));

@@ -167,7 +167,12 @@ pub fn run() -> ExitCode {
     let random = (0..moves).map(|_| Fault::ALL[rng.random_range(0..Fault::ALL.len())]);
     let faults: Vec<Fault> = Fault::ALL.into_iter().chain(random).collect();
     let mut cluster = Cluster::start(&program);
-    let mut passed = 0;
+    let secs = setting("ZEROFS_PODS_SECS", 10);
+    if !step(&mut cluster, "pods: 16 write one volume on four nodes", |cluster| cluster.pods(secs))
+    {
+        return ended(0, 1);
+    }
+    let mut passed = 1;
     for fault in faults {
         if !step(&mut cluster, fault.name(), |cluster| fault.happen(cluster)) {
             return ended(passed, 1);
