@@ -104,8 +104,17 @@ pub async fn idle() {
 
 /// MB of memory, at its peak since the last [`Meter::start`].
 pub fn peak_mb() -> u64 {
+    status_mb("VmHWM:")
+}
+
+/// MB of memory now.
+pub fn resident_mb() -> u64 {
+    status_mb("VmRSS:")
+}
+
+fn status_mb(field: &str) -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix(field)).unwrap_or_default();
     line.split_whitespace().find_map(|word| word.parse::<u64>().ok()).unwrap_or(0) / 1000
 }
 
