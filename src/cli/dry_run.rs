@@ -62,23 +62,23 @@ struct Count<'a> {
     counted: &'a mut Counted,
 }
 
-/// Adds one path to what is counted. `views`: of the snapshot and of the dataset. `paths`: in the
+/// Adds one path to what is counted. `files`: of the snapshot and of the dataset. `paths`: in the
 /// one and in the other.
 pub async fn count(
-    views: (Files<'_>, Files<'_>),
+    files: (Files<'_>, Files<'_>),
     paths: (&[u8], &[u8]),
     overwrite: Overwrite,
     (progress, stop): (&Progress, &CancellationToken),
     counted: &mut Counted,
 ) -> anyhow::Result<()> {
-    let source = views.0.find(paths.0).await?;
-    let there = match views.1.find(paths.1).await {
+    let source = files.0.find(paths.0).await?;
+    let there = match files.1.find(paths.1).await {
         Err(error) if class_of(&error) == Class::NotFound => None,
         found => Some(found?),
     };
-    let walk = Tree::new(views.0);
+    let walk = Tree::new(files.0);
     let top = path::shown(paths.1);
-    let mut count = Count { now: views.1, overwrite, walk, top, into: Vec::new(), counted };
+    let mut count = Count { now: files.1, overwrite, walk, top, into: Vec::new(), counted };
     count.object(source, there, None);
     while let Some(folder) = count.into.last().cloned() {
         if stop.is_cancelled() {

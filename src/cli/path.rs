@@ -1,4 +1,4 @@
-//! Paths of files in a dataset: bytes, found in a view and shown to people.
+//! Paths of files in a dataset: bytes, found in a snapshot and shown to people.
 
 use super::exit::Wrong;
 use crate::control::ControlError;
@@ -8,8 +8,8 @@ use crate::fs::{SnapshotFs, SnapshotInode};
 use crate::types::Class;
 
 /// Finds the object at a path from the root. Links are not followed.
-pub async fn find(view: &SnapshotFs, path: &[u8]) -> anyhow::Result<SnapshotInode> {
-    find_path(view, path).await.map_err(|error| match error {
+pub async fn find(fs: &SnapshotFs, path: &[u8]) -> anyhow::Result<SnapshotInode> {
+    find_path(fs, path).await.map_err(|error| match error {
         PathError::Link { path, below, .. } => {
             let why = "its parent is a symbolic link: write the path that the link leads to";
             Wrong::new(Class::NotFound, format!("path {path} in the snapshot: {below}: {why}"))

@@ -200,14 +200,14 @@ impl Work<'_> {
     /// Counts what a restore would change.
     async fn count(
         &self,
-        views: (Files<'_>, Files<'_>),
+        files: (Files<'_>, Files<'_>),
         stop: &CancellationToken,
     ) -> anyhow::Result<Counted> {
         let (progress, mut counted) = (Progress::new(), Counted::default());
         for source in self.sources {
             let paths = (source.as_slice(), self.place(source));
             let how = self.how.overwrite;
-            let done = dry_run::count(views, paths, how, (&progress, stop), &mut counted).await;
+            let done = dry_run::count(files, paths, how, (&progress, stop), &mut counted).await;
             done.inspect_err(|_| progress.say(""))?;
         }
         Ok(counted)

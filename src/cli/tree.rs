@@ -20,7 +20,7 @@ pub struct Tree<'a> {
 }
 
 enum TreeSource<'a> {
-    Store { view: &'a SnapshotFs, walk: Walk<'a> },
+    Store { fs: &'a SnapshotFs, walk: Walk<'a> },
     Server { served: &'a Served, levels: Vec<Level> },
 }
 
@@ -91,7 +91,7 @@ impl Level {
 impl<'a> Tree<'a> {
     pub fn new(files: Files<'a>) -> Self {
         let from = match files {
-            Files::Store(view) => TreeSource::Store { view, walk: Walk::new(view) },
+            Files::Store(fs) => TreeSource::Store { fs, walk: Walk::new(fs) },
             Files::Server(served) => TreeSource::Server { served, levels: Vec::new() },
         };
         Self { from }
@@ -142,9 +142,9 @@ impl<'a> Tree<'a> {
     /// When the folder cannot be listed.
     pub async fn next(&mut self) -> anyhow::Result<Option<(EntryName, anyhow::Result<Object>)>> {
         match &mut self.from {
-            TreeSource::Store { view, walk } => {
+            TreeSource::Store { fs, walk } => {
                 let Some((name, ino)) = walk.next().await? else { return Ok(None) };
-                let object = view.inode(ino).await;
+                let object = fs.inode(ino).await;
                 Ok(Some((name, object.map(Object::from).map_err(Into::into))))
             }
             TreeSource::Server { served, levels } => {

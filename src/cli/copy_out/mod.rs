@@ -11,21 +11,21 @@
 //!
 //! Bounded memory, whatever the folders hold and however deep they are ([`Walk`], [`Links`]).
 
+mod failures;
 mod links;
 mod options;
 
 pub use options::{Effect, How, Overwrite, Restored, Unwatched, Watch};
 
+use self::failures::{Failures, THERE, ends_all, in_the_way, interrupted, unless};
 use self::links::Links;
-use super::exit::{Interrupted, Wrong, class_of};
+use super::exit::{Wrong, class_of};
 use super::files::{Files, Object};
 use super::local::{Attributes, Local, Made, Owner, Safety, beside};
 use super::report::plural;
 use super::tree::Tree;
-use crate::admin::ClientError;
-use crate::fs::FsError;
 use crate::fs::api::FileKind;
-use crate::types::{Class, Classify, EntryName};
+use crate::types::{Class, EntryName};
 use anyhow::{Context, bail};
 use rustix::fs::FileType;
 use std::ffi::{OsStr, OsString};
@@ -48,26 +48,8 @@ pub async fn copy_out(
     Copy::run(files, path, target, how, watch, stop).await
 }
 
-/// The objects that could not be restored.
-#[derive(Default)]
-struct Failures {
-    objects: u64,
-    /// Objects that were restored without their mode or times.
-    in_part: u64,
-    class: Option<Class>,
-}
-
-impl Failures {
-    fn add(&mut self, class: Class) {
-        // Damage outranks every other class.
-        if self.class.is_none() || class == Class::Corrupt {
-            self.class = Some(class);
-        }
-    }
-}
-
 struct Copy<'a> {
-    view: Files<'a>,
+    files: Files<'a>,
     how: How,
     local: Local,
     /// In a dry run, the depth of the walk at which it entered a folder that is not there.
@@ -85,7 +67,7 @@ struct Copy<'a> {
 
 impl<'a> Copy<'a> {
     async fn run(
-        view: Files<'a>,
+        files: Files<'a>,
         path: &[u8],
         target: &'a Path,
         how: How,
@@ -95,11 +77,11 @@ impl<'a> Copy<'a> {
         let what = || format!("opening the folder around {}, which must exist", target.display());
         let (local, top) = Local::around(target).with_context(what)?;
         let mut copy = Self {
-            view,
+            files,
             how,
             local,
             absent_from: None,
-            walk: Tree::new(view),
+            walk: Tree::new(files),
             target,
             top,
             links: Links::default(),
@@ -135,7 +117,7 @@ impl<'a> Copy<'a> {
 
     async fn all(&mut self, path: &[u8]) -> anyhow::Result<()> {
         self.go_on()?;
-        let at = self.view.find(path).await?;
+        let at = self.files.find(path).await?;
         self.object(at, None).await?;
         while self.walk.depth() > 0 {
             self.go_on()?;
@@ -449,7 +431,7 @@ impl<'a> Copy<'a> {
         let file = self.local.make_file(at).with_context(what)?;
         file.set_len(object.size).with_context(what)?;
         let source = || format!("reading the source of {shown}");
-        let opened = unless(self.stop, self.view.read(object)).await?;
+        let opened = unless(self.stop, self.files.read(object)).await?;
         let (mut reading, mut offset) = (opened.with_context(source)?, 0);
         while let Some((len, bytes)) =
             unless(self.stop, reading.next()).await?.with_context(source)?
@@ -479,44 +461,6 @@ impl<'a> Copy<'a> {
     }
 }
 
-fn interrupted() -> anyhow::Error {
-    Interrupted::new(
-        "every file restored so far is complete; run it again with --force for the rest",
-    )
-}
-
-/// Waits for a read, unless the command is to stop.
-async fn unless<T>(stop: &CancellationToken, read: impl Future<Output = T>) -> anyhow::Result<T> {
-    tokio::select! {
-        biased;
-        () = stop.cancelled() => Err(interrupted()),
-        read = read => Ok(read),
-    }
-}
-
-/// Returns whether the cause would keep all other objects from being restored too: the store, a
-/// full disk, a signal.
-fn ends_all(error: &anyhow::Error) -> bool {
-    if error.is::<Wrong>() {
-        return class_of(error) != Class::Exists;
-    }
-    for cause in error.chain() {
-        if let Some(error) = cause.downcast_ref::<FsError>() {
-            return error.class() != Class::Corrupt;
-        }
-        if let Some(error) = cause.downcast_ref::<ClientError>() {
-            return error.class() != Class::Corrupt;
-        }
-        if let Some(error) = cause.downcast_ref::<io::Error>() {
-            return matches!(
-                error.kind(),
-                ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::ReadOnlyFilesystem
-            );
-        }
-    }
-    true
-}
-
 fn os(name: &EntryName) -> &OsStr {
     OsStr::from_bytes(name.as_bytes())
 }
@@ -540,32 +484,5 @@ fn attributes(object: &Object) -> Attributes {
         gid: object.gid,
         atime: object.atime,
         mtime: object.mtime,
-    }
-}
-
-const THERE: &str = "already exists: choose another path, or use --force to replace files";
-
-fn in_the_way(target: &str, why: &str) -> anyhow::Error {
-    Wrong::new(Class::Exists, format!("{target}: {why}"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn one_bad_object_ends_nothing_and_a_full_disk_does() {
-        let io = |kind| Err::<(), _>(io::Error::from(kind)).context("making x").unwrap_err();
-        for (error, ends) in [
-            (io(ErrorKind::PermissionDenied), false),
-            (io(ErrorKind::InvalidInput), false),
-            (io(ErrorKind::StorageFull), true),
-            (FsError::Corrupt(String::new()).into(), false),
-            (FsError::Unavailable(String::new()).into(), true),
-            (Interrupted::new("x"), true),
-            (in_the_way("x", "y"), false),
-        ] {
-            assert_eq!(ends_all(&error), ends, "{error:#}");
-        }
     }
 }
