@@ -23,19 +23,14 @@
 //! elsewhere at once; where its export is in use, the next call opens it again.
 
 use crate::catalog::State;
-use crate::control::node::Mounts;
 use crate::control::{Carriers, ControlError, Pool, Pools, takeover};
 use crate::fs::FsError;
 use crate::fs::api::FileSystem;
-use crate::nfs::{
-    Export, ExportId, ExportTable, Found, Listed, MountPoint, MountRefused, Registry,
-};
-use crate::types::{Backoff, Class, Classify, DatasetId};
+use crate::nfs::{Export, ExportId, Found, Registry};
+use crate::types::{Backoff, Classify, DatasetId};
 use crate::volume::{CloseReason, Closing, ExportedFs, Lost, VolumeError, Volumes};
-use futures::future::BoxFuture;
 use parking_lot::{Mutex, RwLock};
 use std::collections::HashMap;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -43,8 +38,11 @@ use tokio::sync::broadcast::error::RecvError;
 use tokio_util::sync::CancellationToken;
 
 mod named;
+mod table;
 #[cfg(test)]
 mod tests;
+
+pub use table::{ServeTable, VolumeUsers};
 
 use named::{Named, export_id};
 
@@ -434,86 +432,4 @@ fn is_final(why: &FsError) -> bool {
 /// Returns whether an export's file system has ended, and its next call may open it again.
 fn may_be_reopened(export: &Export<ExportedFs>) -> bool {
     export.fs.ended().is_some_and(|why| !is_final(&why))
-}
-
-/// The users of volumes in `serve`: mounts of staged volumes, and exports.
-pub struct VolumeUsers {
-    pub mounts: Arc<dyn Mounts>,
-    pub exports: Arc<Exports>,
-}
-
-impl Mounts for VolumeUsers {
-    fn sync(&self, dataset: DatasetId) -> BoxFuture<'_, Result<(), ControlError>> {
-        self.mounts.sync(dataset)
-    }
-
-    fn hand_over<'a>(
-        &'a self,
-        volumes: &'a Volumes,
-        dataset: DatasetId,
-    ) -> BoxFuture<'a, Result<Closing, ControlError>> {
-        if (self.exports.is_staged)(dataset) {
-            return self.mounts.hand_over(volumes, dataset);
-        }
-        Box::pin(async move { Ok(self.exports.hand_over(dataset).await?) })
-    }
-}
-
-/// The table that the NFS server asks.
-#[derive(Clone)]
-pub struct ServeTable(pub Arc<Exports>);
-
-impl ExportTable for ServeTable {
-    type Fs = ExportedFs;
-
-    fn find(&self, id: ExportId) -> Found<ExportedFs> {
-        self.0.find(id)
-    }
-
-    async fn opened(&self, id: ExportId) -> Found<ExportedFs> {
-        self.0.registry.opened(id).await
-    }
-
-    async fn mount(
-        &self,
-        path: &[u8],
-        peer: SocketAddr,
-    ) -> Result<MountPoint<ExportedFs>, MountRefused> {
-        let (name, below) = named::export_and_below(path);
-        let pool = self.0.pool().ok_or(MountRefused::NotFound)?;
-        let id = named::find(pool, name).await?;
-        let opened =
-            self.0.open(pool, id).await.map(|export| MountPoint { export, below: below.into() });
-        opened.map_err(|error| match error.class() {
-            Class::NotFound => MountRefused::NotFound,
-            Class::Precondition | Class::Denied => {
-                tracing::warn!(%peer, dataset = %id, %error, "refused a mount");
-                MountRefused::Denied
-            }
-            _ => {
-                tracing::error!(
-                    %peer,
-                    dataset = %id,
-                    %error,
-                    "cannot open a dataset for a mount"
-                );
-                MountRefused::Unavailable(error.to_string())
-            }
-        })
-    }
-
-    async fn list(&self) -> Vec<Listed> {
-        let Some(pool) = self.0.pool() else { return vec![] };
-        match pool.catalog.datasets().await {
-            Ok(datasets) => {
-                let ready =
-                    datasets.into_iter().map(|at| at.record).filter(|d| d.state == State::Ready);
-                ready.map(|d| Listed { path: format!("/{}", d.name) }).collect()
-            }
-            Err(error) => {
-                tracing::warn!(%error, "cannot list the datasets for a client");
-                vec![]
-            }
-        }
-    }
 }

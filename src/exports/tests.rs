@@ -8,6 +8,7 @@ use crate::control::{Carriers, Controller, NewVolume};
 use crate::fs::FsMemory;
 use crate::fs::api::{Caller, CreateHow, FileSystem, SetAttr};
 use crate::fs::db::DbCache;
+use crate::nfs::ExportTable;
 use crate::types::{EntryName, SessionId};
 use crate::volume::VolumeSettings;
 

@@ -4,8 +4,9 @@
 use super::*;
 use crate::fs::api::{Special, Stability};
 use crate::nfs::client::{Client, ClientError, Credentials, FileHandle};
-use crate::nfs::{NfsStat, Options, Peers, Server};
+use crate::nfs::{Listed, MountPoint, MountRefused, NfsStat, Options, Peers, Server};
 use bytes::Bytes;
+use std::net::SocketAddr;
 
 /// Time that a call is held before its client is told to retry: shorter than a volume takes that
 /// opens only at the third attempt.
