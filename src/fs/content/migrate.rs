@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 /// Inlined bytes that make a pack of their own.
 const ENOUGH_BYTES: u64 = 4 << 20;
 /// Bytes that are worth a pack once they have waited for [`LONG`].
-const WORTH_BYTES: u64 = 256 << 10;
+const MIGRATE_BYTES_MIN: u64 = 256 << 10;
 const LONG: Duration = Duration::from_secs(10);
 /// Most extents remembered; others stay inline.
 const RECORDS_MAX: usize = 32 << 10;
@@ -39,7 +39,8 @@ pub(super) struct Inlined {
 impl Inlined {
     fn is_ready(&self) -> bool {
         self.bytes >= ENOUGH_BYTES
-            || (self.bytes >= WORTH_BYTES && self.since.is_some_and(|at| at.elapsed() >= LONG))
+            || (self.bytes >= MIGRATE_BYTES_MIN
+                && self.since.is_some_and(|at| at.elapsed() >= LONG))
     }
 }
 
