@@ -9,7 +9,6 @@ use super::entries::{Entries, Evicted};
 use super::memory::{InodeMemory, MemoryShare};
 use super::node::{Node, attr};
 use super::row_cache::{CachedRow, FillId, ROW_BYTES, RowCache};
-use super::spread::Spread;
 use crate::fs::FsError;
 use crate::fs::api::{Attr, FileRef};
 use crate::fs::committer::{Committer, Ticket};
@@ -19,47 +18,19 @@ use crate::fs::row::{Inode, Row};
 use crate::types::InodeNo;
 use parking_lot::Mutex;
 use std::collections::{HashMap, VecDeque};
-use std::hash::BuildHasherDefault;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use tokio_util::sync::CancellationToken;
 
+mod shard;
+
+use shard::{NodeState, Shard};
+
 const SHARDS: usize = 32;
-/// Most nodes that one insertion examines to find some to evict.
-const CLOCK_STEPS: usize = 8;
 /// Approximate memory of a node: the row, the content's bookkeeping, the table's own.
 pub const NODE_BYTES: u64 = 1024;
 /// Approximate memory of a cached directory entry.
 pub const ENTRY_BYTES: u64 = 128;
-
-/// An inode's node in the table.
-enum NodeState {
-    Loaded {
-        node: Arc<Node>,
-        used: bool,
-    },
-    /// Being loaded by the load of this number. The token is cancelled when that has ended, with or
-    /// without success.
-    Loading {
-        load: u64,
-        ended: CancellationToken,
-    },
-}
-
-impl NodeState {
-    fn loaded(&self) -> Option<&Arc<Node>> {
-        match self {
-            Self::Loaded { node, .. } => Some(node),
-            Self::Loading { .. } => None,
-        }
-    }
-}
-
-struct Shard {
-    nodes: HashMap<u64, NodeState, BuildHasherDefault<Spread>>,
-    clock: VecDeque<u64>,
-    rows: RowCache,
-}
 
 /// The inodes of one open dataset.
 pub struct Inodes {
@@ -454,71 +425,4 @@ impl Inodes {
 
 fn row_attr(ino: InodeNo, row: &Inode) -> Attr {
     attr(FileRef { ino, generation: row.generation }, row)
-}
-
-impl Shard {
-    /// Approximate memory of the shard.
-    fn bytes(&self) -> u64 {
-        self.nodes.len() as u64 * NODE_BYTES + self.rows.len() as u64 * ROW_BYTES
-    }
-
-    /// The node, or the wait for it; `None`: it is not in memory.
-    fn find(&mut self, ino: InodeNo) -> Option<Lookup> {
-        match self.nodes.get_mut(&ino.0)? {
-            NodeState::Loaded { node, used } => {
-                *used = true;
-                Some(Lookup::Loaded(node.clone()))
-            }
-            NodeState::Loading { ended, .. } => Some(Lookup::Loading(ended.clone())),
-        }
-    }
-
-    fn is_loading(&self, ino: InodeNo, number: u64) -> bool {
-        matches!(self.nodes.get(&ino.0), Some(NodeState::Loading { load, .. }) if *load == number)
-    }
-
-    /// Returns the node, and the entries of directories that were evicted for it.
-    fn insert(&mut self, node: Arc<Node>, excess: usize) -> (Arc<Node>, Vec<Entries>) {
-        let ino = node.file.ino.0;
-        let dropped = self.make_room(excess);
-        self.rows.take(ino);
-        self.nodes.insert(ino, NodeState::Loaded { node: node.clone(), used: false });
-        self.clock.push_back(ino);
-        self.prune_clock();
-        (node, dropped)
-    }
-
-    /// The clock keeps the numbers of removed inodes until its hand passes; where many are made and
-    /// removed, that is too late.
-    fn prune_clock(&mut self) {
-        if self.clock.len() > 2 * self.nodes.len() + CLOCK_STEPS {
-            let nodes = &self.nodes;
-            self.clock.retain(|ino| nodes.contains_key(ino));
-        }
-    }
-
-    /// Evicts up to `excess` unused nodes, fewer if too many are in use. Their rows are cached.
-    fn make_room(&mut self, mut excess: usize) -> Vec<Entries> {
-        let mut directories = Vec::new();
-        for _ in 0..CLOCK_STEPS.min(self.clock.len()) {
-            if excess == 0 {
-                break;
-            }
-            let Some(ino) = self.clock.pop_front() else { break };
-            // The clock may still name removed inodes.
-            let Some(NodeState::Loaded { node, used }) = self.nodes.get_mut(&ino) else { continue };
-            // Clones are made under this shard's lock only, so that a count of one is final.
-            if std::mem::take(used) || Arc::strong_count(node) > 1 || node.content.is_dirty() {
-                self.clock.push_back(ino);
-            } else if let Some(NodeState::Loaded { node, .. }) = self.nodes.remove(&ino)
-                && let Some(node) = Arc::into_inner(node)
-            {
-                excess -= 1;
-                let (row, last, entries) = node.into_parts();
-                self.rows.insert(ino, CachedRow { row, last });
-                directories.extend(entries.map(|entries| *entries));
-            }
-        }
-        directories
-    }
 }
