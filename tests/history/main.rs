@@ -7,6 +7,7 @@
 //! - `ops`: what can happen, drawn from a seed.
 //! - `world`: the pool, the processes that work on it, and their deaths.
 //! - `play`: one history; `work`: its operations, one by one.
+//! - `scene`: what directed histories share.
 //! - `deleting`, `chains`, `steps`, `slow`, `directed`, `rewritten`, `seen`: histories that chance
 //!   would not find.
 //!
@@ -23,6 +24,7 @@ mod ops;
 mod paused;
 mod play;
 mod rewritten;
+mod scene;
 mod seen;
 mod slow;
 mod steps;

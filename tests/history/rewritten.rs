@@ -1,9 +1,9 @@
 //! Histories aimed at packs that are rewritten (R12): whoever stores again what is being dropped
 //! of one, or was dropped, stores it again.
 
-use crate::directed::{collect, cut, each, held_at, hold, release, volume};
 use crate::model::{Model, Origin};
 use crate::ops::{RECORD, Where};
+use crate::scene::{collect, cut, each, held_at, hold, release, volume};
 use crate::slow::seeds;
 use crate::work;
 use crate::world::Process;
