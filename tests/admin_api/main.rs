@@ -11,6 +11,7 @@ mod command_line;
 mod files;
 mod grpc;
 mod grpc_changes;
+mod grpc_files;
 mod http;
 mod limits;
 mod login;
