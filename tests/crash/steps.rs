@@ -24,7 +24,7 @@ use std::time::Duration;
 /// One process may take this long for a script: a step that hangs is a failure.
 const LIMIT: Duration = Duration::from_secs(60);
 /// Cases at once: they wait a good part of their time.
-const LANES: usize = 8;
+const CASES_AT_ONCE: usize = 8;
 
 /// Steps that no script can meet, and the tests that fail at them.
 const ELSEWHERE: &[(&str, &str)] = &[
@@ -74,14 +74,14 @@ const ELSEWHERE: &[(&str, &str)] = &[
     ("control.group.member-tombstone", "tests/lifecycle/groups.rs"),
     ("control.group.removed", "tests/lifecycle/groups.rs"),
     // A restore in place.
-    ("control.restore.begin", "tests/lifecycle/restore.rs"),
-    ("control.restore.intent", "tests/lifecycle/restore.rs"),
-    ("control.restore.pinned", "tests/lifecycle/restore.rs"),
-    ("control.restore.durable", "tests/lifecycle/restore.rs"),
-    ("fs.restore.object", "tests/lifecycle/restore.rs"),
-    ("fs.restore.kept", "tests/lifecycle/restore.rs"),
-    ("fs.content.copied", "tests/lifecycle/restore.rs"),
-    ("volume.restore.forget", "tests/lifecycle/restore.rs"),
+    ("control.restore.begin", "tests/lifecycle/restore_interrupted.rs"),
+    ("control.restore.intent", "tests/lifecycle/restore_interrupted.rs"),
+    ("control.restore.pinned", "tests/lifecycle/restore_interrupted.rs"),
+    ("control.restore.durable", "tests/lifecycle/restore_interrupted.rs"),
+    ("fs.restore.object", "tests/lifecycle/restore_interrupted.rs"),
+    ("fs.restore.kept", "tests/lifecycle/restore_interrupted.rs"),
+    ("fs.content.copied", "tests/lifecycle/restore_interrupted.rs"),
+    ("volume.restore.forget", "tests/lifecycle/restore_interrupted.rs"),
     // A snapshot that is read, and one that is a volume.
     ("control.create.reader", "tests/lifecycle/read_only.rs"),
     ("catalog.reading", "tests/lifecycle/snapdir.rs"),
@@ -243,7 +243,7 @@ fn play_all(death: Death) {
     let (all, next, missed) = (cases.len(), AtomicUsize::new(0), AtomicUsize::new(0));
     let failed = Mutex::new(Vec::new());
     std::thread::scope(|threads| {
-        for _ in 0..LANES {
+        for _ in 0..CASES_AT_ONCE {
             threads.spawn(|| {
                 while let Some(case) = cases.get(next.fetch_add(1, Ordering::Relaxed)) {
                     match std::panic::catch_unwind(|| play(case)) {

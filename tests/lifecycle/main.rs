@@ -30,12 +30,14 @@ mod policies;
 mod read_only;
 mod requests;
 mod restore;
+mod restore_interrupted;
 mod restored_trees;
 mod rewriting;
 mod round_trips;
 mod scrubbing;
 mod snapdir;
 mod space;
+mod stamps;
 mod steps;
 #[path = "../support/mod.rs"]
 mod support;
