@@ -169,7 +169,7 @@ fn folders() -> BTreeMap<String, BTreeMap<String, BTreeSet<String>>> {
             continue;
         }
         let text = fs::read_to_string(&file).unwrap();
-        let code = text.split("#[cfg(test)]\nmod tests").next().unwrap();
+        let code = text.split("#[cfg(test)]\nmod tests {").next().unwrap();
         let code: Vec<&str> =
             code.lines().filter(|line| !line.trim_start().starts_with("//")).collect();
         let code = code.join("\n");
