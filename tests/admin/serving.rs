@@ -289,8 +289,8 @@ async fn snapshots_are_served_below_their_dataset_and_by_themselves() {
     }
     serving.stop();
     // The only reader left is that of the process that was killed: it counts for an hour.
-    let signs = std::fs::read_dir(cli.path().join("pool/readers"))
+    let registrations = std::fs::read_dir(cli.path().join("pool/readers"))
         .unwrap()
         .flat_map(|dir| std::fs::read_dir(dir.unwrap().path()).unwrap());
-    assert_eq!(signs.count(), 1);
+    assert_eq!(registrations.count(), 1);
 }

@@ -197,12 +197,12 @@ async fn many_waiters_share_few_packs() {
 async fn an_unhurried_waiter_shares_the_pack_of_a_hurried_one_and_is_served_alone_too() {
     let bucket = Bucket::memory();
     let writer = packer(&store(&bucket, &plain()));
-    let calm = writer.add(vec![noise(1, 5000)]).await.unwrap();
-    let calm = tokio::spawn(calm.stored_in_background());
+    let background = writer.add(vec![noise(1, 5000)]).await.unwrap();
+    let background = tokio::spawn(background.stored_in_background());
     tokio::time::sleep(Duration::from_millis(20)).await;
     assert_eq!(bucket.requests().put, 0);
     save(&writer, vec![noise(2, 5000)]).await;
-    calm.await.unwrap().unwrap().settle();
+    background.await.unwrap().unwrap().settle();
     assert_eq!(bucket.requests().put, 1);
     let alone = writer.add(vec![noise(3, 5000)]).await.unwrap();
     timeout(Duration::from_secs(10), alone.stored_in_background()).await.unwrap().unwrap().settle();

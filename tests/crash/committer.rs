@@ -237,7 +237,7 @@ async fn play(step: &str, death: Death, seed: u64) {
 }
 
 /// Histories at once: they wait a good part of their time.
-const LANES: usize = 12;
+const HISTORIES_AT_ONCE: usize = 12;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_step_loses_what_was_acknowledged() {
@@ -258,5 +258,5 @@ async fn no_step_loses_what_was_acknowledged() {
             .expect("no panic")
             .unwrap_or_else(|_| panic!("{step}, {death:?}, seed {seed}: hangs"));
     });
-    futures::stream::iter(plays).buffer_unordered(LANES).collect::<()>().await;
+    futures::stream::iter(plays).buffer_unordered(HISTORIES_AT_ONCE).collect::<()>().await;
 }

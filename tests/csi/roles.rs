@@ -21,14 +21,14 @@ struct Roles {
 }
 
 /// A role is ready when it says so.
-async fn ready(heard: oneshot::Receiver<()>) {
-    heard.await.expect("the role does not start");
+async fn ready(told: oneshot::Receiver<()>) {
+    told.await.expect("the role does not start");
 }
 
-fn tell(heard: oneshot::Sender<()>) -> impl Fn(String) + Send + Sync {
-    let heard = parking_lot::Mutex::new(Some(heard));
+fn tell(told: oneshot::Sender<()>) -> impl Fn(String) + Send + Sync {
+    let told = parking_lot::Mutex::new(Some(told));
     move |_| {
-        let _ = heard.lock().take().map(|heard| heard.send(()));
+        let _ = told.lock().take().map(|told| told.send(()));
     }
 }
 
@@ -53,18 +53,18 @@ impl Roles {
             health_listen: None,
             health_socket: None,
         };
-        let (said, heard) = oneshot::channel();
+        let (tells, told) = oneshot::channel();
         let (config_, stop_) = (config(), stop.clone());
         let controller = tokio::spawn(async move {
-            app::controller(config_, &at_controller, None, None, &tell(said), stop_).await
+            app::controller(config_, &at_controller, None, None, &tell(tells), stop_).await
         });
-        ready(heard).await;
-        let (said, heard) = oneshot::channel();
+        ready(told).await;
+        let (tells, told) = oneshot::channel();
         let (config_, stop_) = (config(), stop.clone());
         let node = tokio::spawn(async move {
-            app::node(config_, &at_node, options, mounter, &tell(said), stop_).await
+            app::node(config_, &at_node, options, mounter, &tell(tells), stop_).await
         });
-        ready(heard).await;
+        ready(told).await;
         Self {
             controller: ControllerClient::new(connect(&sockets[0]).await),
             node: NodeClient::new(connect(&sockets[1]).await),

@@ -37,18 +37,18 @@ async fn a_process_that_does_not_fit_is_refused() {
         (hello(&room).replace("null", r#""elsewhere""#), "elsewhere"),
         (hello(&room).split("[\"").next().unwrap().to_owned() + "[]}}", "not have pool"),
     ];
-    for (said, why) in refused {
+    for (text, why) in refused {
         let peer = Peer::connect(&state);
-        peer.say(&said);
-        let (answer, _) = peer.hear();
-        assert!(answer.starts_with(r#"{"refused""#) && answer.contains(why), "{said}: {answer}");
+        peer.send(&text);
+        let (answer, _) = peer.receive();
+        assert!(answer.starts_with(r#"{"refused""#) && answer.contains(why), "{text}: {answer}");
     }
     for nonsense in
         ["x", "{}", r#""acquired""#, r#"{"sockets":[]}"#, r#"{"hello":{}}"#, &"[".repeat(60_000)]
     {
         let peer = Peer::connect(&state);
-        peer.say(nonsense);
-        assert_eq!(peer.hear().0, "", "{nonsense:.20}");
+        peer.send(nonsense);
+        assert_eq!(peer.receive().0, "", "{nonsense:.20}");
     }
     drop(Peer::connect(&state));
     load.more(50).await;
@@ -70,16 +70,16 @@ async fn a_new_process_dies_at_each_step() {
 
     for step in 0..4 {
         let peer = Peer::connect(&state);
-        peer.say(&hello);
+        peer.send(&hello);
         if step > 0 {
-            peer.hears(r#"{"accepted""#);
+            peer.expect(r#"{"accepted""#);
         }
         if step > 1 {
-            let fds = peer.hears(r#"{"sockets""#);
+            let fds = peer.expect(r#"{"sockets""#);
             assert!(fds.len() > 2, "a listener and the connections: {}", fds.len());
         }
         if step > 2 {
-            peer.hears("\"released\"");
+            peer.expect("\"released\"");
         }
         drop(peer);
         println!("died at step {step}");
@@ -100,13 +100,13 @@ async fn a_new_process_dies_while_it_is_active() {
     let (state, hello) = (room.state(), hello(&room));
     for says in [false, true] {
         let peer = Peer::connect(&state);
-        peer.say(&hello);
-        peer.hears(r#"{"accepted""#);
-        let fds = peer.hears(r#"{"sockets""#);
-        peer.hears("\"released\"");
+        peer.send(&hello);
+        peer.expect(r#"{"accepted""#);
+        let fds = peer.expect(r#"{"sockets""#);
+        peer.expect("\"released\"");
         let active = lock(&state);
         if says {
-            peer.say("\"acquired\"");
+            peer.send("\"acquired\"");
         }
         drop((peer, fds));
         std::thread::sleep(Duration::from_millis(200));
@@ -131,23 +131,23 @@ async fn the_old_process_dies_at_each_step() {
         let at = listener.local_addr().unwrap();
         let server = room.start(&[]);
         let peer = handover.next();
-        peer.hears(r#"{"hello""#);
+        peer.expect(r#"{"hello""#);
         if step > 0 {
-            peer.say(r#"{"accepted":{"version":2,"program":"0"}}"#);
+            peer.send(r#"{"accepted":{"version":2,"program":"0"}}"#);
         }
         if step > 1 {
             let item = format!(r#"{{"sockets":[{{"service":"exports","at":"{at}"}}]}}"#);
-            peer.say_with(&item, Some(&listener.into()));
+            peer.send_with(&item, Some(&listener.into()));
         }
         if step > 2 {
-            peer.say("\"released\"");
+            peer.send("\"released\"");
         }
         if step > 3 {
             // The old process keeps its turn all the same: the new one does not serve.
             drop(peer);
             assert!(server.is_waiting());
             let peer = handover.next();
-            peer.hears(r#"{"hello""#);
+            peer.expect(r#"{"hello""#);
             assert!(server.is_waiting());
             drop((peer, active, handover));
             answers(server.ready()).await;
@@ -173,10 +173,10 @@ async fn an_old_process_that_does_not_hand_over_stays_active() {
     let server = room.start(&[]);
     for answer in [None, Some(r#"{"refused":{"why":"no"}}"#), Some(r#"{"surprise":1}"#)] {
         let peer = listener.next();
-        peer.hears(r#"{"hello""#);
+        peer.expect(r#"{"hello""#);
         match answer {
-            Some(answer) => peer.say(answer),
-            None => assert_eq!(peer.hear().0, "", "it gives up by itself"),
+            Some(answer) => peer.send(answer),
+            None => assert_eq!(peer.receive().0, "", "it gives up by itself"),
         }
     }
     assert!(!server.ends().success());

@@ -27,11 +27,11 @@ impl Peer {
         Self(peer)
     }
 
-    pub fn say(&self, text: &str) {
-        self.say_with(text, None);
+    pub fn send(&self, text: &str) {
+        self.send_with(text, None);
     }
 
-    pub fn say_with(&self, text: &str, fd: Option<&OwnedFd>) {
+    pub fn send_with(&self, text: &str, fd: Option<&OwnedFd>) {
         let fds: Vec<_> = fd.iter().map(AsFd::as_fd).collect();
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
         let mut control = SendAncillaryBuffer::new(&mut space);
@@ -48,7 +48,7 @@ impl Peer {
     }
 
     /// The next message; empty if the other side has closed.
-    pub fn hear(&self) -> (String, Vec<OwnedFd>) {
+    pub fn receive(&self) -> (String, Vec<OwnedFd>) {
         rustix::net::sockopt::set_socket_timeout(
             &self.0,
             rustix::net::sockopt::Timeout::Recv,
@@ -67,7 +67,7 @@ impl Peer {
         let got = match got {
             Ok(got) => got,
             Err(rustix::io::Errno::CONNRESET) => return (String::new(), vec![]),
-            Err(error) => panic!("nothing is said: {error}"),
+            Err(error) => panic!("nothing arrives: {error}"),
         };
         let mut fds = Vec::new();
         for message in control.drain() {
@@ -80,9 +80,9 @@ impl Peer {
     }
 
     #[track_caller]
-    pub fn hears(&self, start: &str) -> Vec<OwnedFd> {
-        let (said, fds) = self.hear();
-        assert!(said.starts_with(start), "{said:?} where {start:?} belongs");
+    pub fn expect(&self, start: &str) -> Vec<OwnedFd> {
+        let (text, fds) = self.receive();
+        assert!(text.starts_with(start), "{text:?} where {start:?} belongs");
         fds
     }
 }

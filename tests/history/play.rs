@@ -160,7 +160,7 @@ impl Player {
             }
             None => false,
         };
-        let fate = async {
+        let death = async {
             while !has_died() {
                 match step.death {
                     Some(_) => tokio::time::sleep(Duration::from_millis(2)).await,
@@ -174,7 +174,7 @@ impl Player {
             let work = Box::pin(work::perform(&process, &mut self.model, &step.op, tally));
             let ended = tokio::select! {
                 biased;
-                () = fate => Ended::Died,
+                () = death => Ended::Died,
                 done = collector.during(work, lets_finish) => Ended::Done(done),
             };
             match ended {

@@ -208,7 +208,7 @@ fn story(step: &str, failure: Failure) -> Result<(), String> {
     let passes = u64::from(action.starts_with("1*off"));
     let process = world.process().clone();
     let died = world.run(async {
-        let fate = async {
+        let death = async {
             while failpoints.passed().get(step).is_none_or(|times| *times <= passes) {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
@@ -221,7 +221,7 @@ fn story(step: &str, failure: Failure) -> Result<(), String> {
         match failure {
             Failure::Told => Box::pin(work).await.map(|()| false),
             Failure::Death => tokio::select! {
-                () = fate => Ok(true),
+                () = death => Ok(true),
                 done = Box::pin(work) => done.map(|()| false),
             },
         }

@@ -1,5 +1,5 @@
-//! Clones that come to stand on their own (R13), and databases that give up what they have
-//! outlived.
+//! Clones that come to stand on their own (R13), and databases that give up objects that are
+//! obsolete.
 
 use super::{World, data};
 use std::time::Duration;

@@ -121,7 +121,7 @@ fn an_ended_scrub_goes_on_without_reading_packs_again() {
     });
 }
 
-/// A scrub whose registration has lapsed, as one that could not renew it for an hour: the snapshot
+/// A scrub whose registration has expired, as one that could not renew it for an hour: the snapshot
 /// that it reads is deleted and collected under its hands. What is missing then is not damage.
 #[test]
 fn what_is_collected_during_a_scrub_is_not_damaged() {

@@ -168,7 +168,7 @@ fn journals_of_before_are_discarded_and_retransmissions_answered() {
             .file;
         ours.fs.sync().await.unwrap();
         let mut watch = b.watch(volume.dataset).await;
-        // From here on only its journal hears of it.
+        // From here on only its journal has what follows.
         a.store.die();
         ours.fs.create(&call(4), root, &name("unsynced"), GUARDED).await.unwrap();
         let expired = expires(&mut watch, [&a, &b]).await;

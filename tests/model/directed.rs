@@ -26,10 +26,10 @@ fn limit(entries: usize) -> ListLimit {
 /// Creates `from..to` in a directory, many at a time.
 async fn fill(fs: &Arc<Fs>, dir: FileRef, range: std::ops::Range<u64>) {
     let mut tasks = tokio::task::JoinSet::new();
-    for lane in 0..32 {
+    for first in 0..32 {
         let (fs, range) = (fs.clone(), range.clone());
         tasks.spawn(async move {
-            for n in range.skip(lane).step_by(32) {
+            for n in range.skip(first).step_by(32) {
                 fs.create(&Caller::root(), dir, &name(&format!("file {n}")), GUARDED)
                     .await
                     .unwrap();

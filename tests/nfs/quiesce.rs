@@ -33,10 +33,10 @@ async fn resume(edge: Edge, idle: Vec<IdleConnection>) -> Edge {
 
 /// Writes large and small, reads back, and asks: as many concurrent calls as callers of a
 /// connection.
-async fn lane(
+async fn call_in_turn(
     client: Client,
     file: FileHandle,
-    lane: u64,
+    number: u64,
     calls: Arc<AtomicU64>,
     enough: Arc<AtomicBool>,
 ) {
@@ -45,9 +45,9 @@ async fn lane(
             return;
         }
         let len = [300, 5_000, 90_000][(round % 3) as usize];
-        let bytes = Bytes::from(vec![(round ^ lane) as u8; len]);
-        client.write(&file, lane << 20, bytes.clone(), Stability::Unstable).await.unwrap();
-        assert!(client.read(&file, lane << 20, len as u32).await.unwrap().data == bytes);
+        let bytes = Bytes::from(vec![(round ^ number) as u8; len]);
+        client.write(&file, number << 20, bytes.clone(), Stability::Unstable).await.unwrap();
+        assert!(client.read(&file, number << 20, len as u32).await.unwrap().data == bytes);
         client.getattr(&file).await.unwrap();
         calls.fetch_add(3, Ordering::Relaxed);
     }
@@ -57,14 +57,14 @@ async fn lane(
 async fn a_server_goes_on_with_anothers_connections() {
     let mut edge = Edge::start().await;
     let (calls, enough) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
-    let mut lanes = Vec::new();
+    let mut callers = Vec::new();
     for n in 0..3 {
         let client = edge.client().await;
         let root = edge.root(&client).await;
         let file =
             client.create(&root, format!("file-{n}").as_bytes(), &new_file()).await.unwrap().handle;
         for l in 0..8 {
-            lanes.push(tokio::spawn(lane(
+            callers.push(tokio::spawn(call_in_turn(
                 client.clone(),
                 file.clone(),
                 l,
@@ -78,8 +78,8 @@ async fn a_server_goes_on_with_anothers_connections() {
         let since = Instant::now();
         while calls.load(Ordering::Relaxed) < until {
             assert!(
-                since.elapsed() < LONG && !lanes.iter().any(tokio::task::JoinHandle::is_finished),
-                "the lanes are stuck"
+                since.elapsed() < LONG && !callers.iter().any(tokio::task::JoinHandle::is_finished),
+                "the callers are stuck"
             );
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
@@ -90,8 +90,8 @@ async fn a_server_goes_on_with_anothers_connections() {
         assert!(still >= until);
     }
     enough.store(true, Ordering::Relaxed);
-    for lane in lanes {
-        lane.await.unwrap();
+    for caller in callers {
+        caller.await.unwrap();
     }
 }
 

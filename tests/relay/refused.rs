@@ -40,7 +40,7 @@ async fn connect(to: &NodeChannel, as_who: &Identity) -> TlsStream<TcpStream> {
     TlsConnector::from(config).connect(name, stream).await.unwrap()
 }
 
-async fn say(stream: &mut TlsStream<TcpStream>, message: &Value) {
+async fn send(stream: &mut TlsStream<TcpStream>, message: &Value) {
     let bytes = message.to_string().into_bytes();
     let len = u32::try_from(bytes.len()).unwrap();
     stream.write_all(&[&len.to_be_bytes(), &bytes[..]].concat()).await.unwrap();
@@ -48,7 +48,7 @@ async fn say(stream: &mut TlsStream<TcpStream>, message: &Value) {
 }
 
 /// The owner's answer; `None`: it has closed.
-async fn hear(stream: &mut TlsStream<TcpStream>) -> Option<Value> {
+async fn receive(stream: &mut TlsStream<TcpStream>) -> Option<Value> {
     let answer = async {
         let len = stream.read_u32().await.ok()?;
         let mut bytes = vec![0; len as usize];
@@ -91,8 +91,8 @@ async fn only_sessions_of_the_pool_with_their_own_keys_are_served() {
     let session = SessionId::random();
     let answer = async |identity: &Identity, message: Value| {
         let mut stream = connect(&to, identity).await;
-        say(&mut stream, &message).await;
-        hear(&mut stream).await.expect("an answer")
+        send(&mut stream, &message).await;
+        receive(&mut stream).await.expect("an answer")
     };
     let refused = |answer: Value, needle: &str| {
         let why = answer["refused"]["why"].as_str().unwrap_or_default().to_owned();
@@ -114,23 +114,23 @@ async fn only_sessions_of_the_pool_with_their_own_keys_are_served() {
     requests["purpose"] = json!("requests");
     refused(answer(&stranger, requests.clone()).await, "no such session");
     let mut stream = connect(&to, &me).await;
-    say(&mut stream, &requests).await;
-    assert_eq!(hear(&mut stream).await, Some(json!("taking-requests")));
+    send(&mut stream, &requests).await;
+    assert_eq!(receive(&mut stream).await, Some(json!("taking-requests")));
     let volume: VolumeHandle = id.parse().unwrap();
     let mut ping = json!({ "format": 1, "dataset": volume.dataset.to_string(), "request": "ping" });
-    say(&mut stream, &ping).await;
-    assert_eq!(hear(&mut stream).await.unwrap()["outcome"], json!({ "done": "done" }));
+    send(&mut stream, &ping).await;
+    assert_eq!(receive(&mut stream).await.unwrap()["outcome"], json!({ "done": "done" }));
     ping["request"] = json!("unheard-of");
-    say(&mut stream, &ping).await;
-    let answer_to_unknown = hear(&mut stream).await.unwrap();
+    send(&mut stream, &ping).await;
+    let answer_to_unknown = receive(&mut stream).await.unwrap();
     assert_eq!(answer_to_unknown["outcome"]["failed"]["class"], json!("unsupported"));
     stream.write_all(&[0xff; 8]).await.unwrap();
-    assert_eq!(hear(&mut stream).await, None, "what is no message ends the connection");
+    assert_eq!(receive(&mut stream).await, None, "what is no message ends the connection");
 
     // The same session with its key is served, and its records are answered.
     let mut stream = connect(&to, &me).await;
-    say(&mut stream, &hello(&id, session)).await;
-    assert_eq!(hear(&mut stream).await, Some(json!("serving")));
+    send(&mut stream, &hello(&id, session)).await;
+    assert_eq!(receive(&mut stream).await, Some(json!("serving")));
     let args = pack(&GETATTR3args { object: fh(node.root().as_bytes()) });
     let record = nfs(5, 1, &args);
     let mark = u32::try_from(record.len()).unwrap() | 1 << 31;
@@ -149,7 +149,7 @@ async fn only_sessions_of_the_pool_with_their_own_keys_are_served() {
     // Bytes that are no message are not answered, and neither is a peer that does not speak TLS.
     let mut stream = connect(&to, &me).await;
     stream.write_all(&[0xff; 8]).await.unwrap();
-    assert_eq!(hear(&mut stream).await, None);
+    assert_eq!(receive(&mut stream).await, None);
     let mut plain = TcpStream::connect(to.address.unwrap()).await.unwrap();
     plain.write_all(&[0; 512]).await.unwrap();
     let mut rest = Vec::new();
@@ -164,8 +164,8 @@ async fn only_sessions_of_the_pool_with_their_own_keys_are_served() {
 
     node.unstage(&id).await;
     let mut stream = connect(&to, &me).await;
-    say(&mut stream, &hello(&id, session)).await;
-    assert_eq!(hear(&mut stream).await, Some(json!("not-owner")));
+    send(&mut stream, &hello(&id, session)).await;
+    assert_eq!(receive(&mut stream).await, Some(json!("not-owner")));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -181,8 +181,8 @@ async fn a_volume_of_one_node_is_not_relayed() {
     let (me, session) = (Identity::generate().unwrap(), SessionId::random());
     publish(&dir, session, &me).await;
     let mut stream = connect(&to, &me).await;
-    say(&mut stream, &hello(&single, session)).await;
-    let answer = hear(&mut stream).await.unwrap();
+    send(&mut stream, &hello(&single, session)).await;
+    let answer = receive(&mut stream).await.unwrap();
     let why = answer["refused"]["why"].as_str().unwrap_or_default();
     assert!(why.contains("not for several nodes"), "{answer}");
     node.driver.unstage(&single, &at).await.unwrap();

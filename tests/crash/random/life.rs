@@ -345,20 +345,22 @@ impl World {
             self.settle(fs).await?;
         }
         let overtaken = matches!(end, End::Overtaken);
-        let fate = async {
+        let death = async {
             match end {
-                End::Store(_) => self.fate(|| self.store.is_dead()).await,
+                End::Store(_) => self.wait_until(|| self.store.is_dead()).await,
                 End::Step(step, passes) => {
                     let failpoints = self.dataset.place.bucket.failpoints();
-                    self.fate(|| failpoints.passed().get(step).is_some_and(|times| times > passes))
-                        .await;
+                    self.wait_until(|| {
+                        failpoints.passed().get(step).is_some_and(|times| times > passes)
+                    })
+                    .await;
                 }
                 End::Overtaken => tokio::time::sleep(Duration::from_millis(300)).await,
                 End::Closed | End::Done => std::future::pending().await,
             }
         };
         tokio::select! {
-            () = fate => {}
+            () = death => {}
             done = all(work) => done?,
         }
         if overtaken {
@@ -372,7 +374,7 @@ impl World {
         self.die(end, fs).await
     }
 
-    async fn fate(&self, sealed: impl Fn() -> bool) {
+    async fn wait_until(&self, sealed: impl Fn() -> bool) {
         while !sealed() {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }

@@ -71,7 +71,7 @@ impl Packing {
             };
             match Box::pin(self.write(&mut writer)).await {
                 Ok(()) | Err(PackEnd::Unread) => {}
-                // Whoever left does not hear it.
+                // Nobody waits for it where the client has gone.
                 Err(PackEnd::Failed(error)) => drop(sender.send(Err(error)).await),
             }
         }));
