@@ -304,7 +304,8 @@ pub struct NewName {
 /// Give a dataset another name; its handle, snapshots and policy stay with it
 #[utoipa::path(
     post, path = "/pools/{pool}/datasets/{dataset}/rename", tag = "datasets",
-    params(("pool" = String, Path, example = "main"), ("dataset" = String, Path, example = "web")), request_body = NewName,
+    params(("pool" = String, Path, example = "main"), ("dataset" = String, Path, example = "web")),
+    request_body = NewName,
     responses((status = 200, body = DatasetShape))
 )]
 pub async fn rename(

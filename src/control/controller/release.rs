@@ -182,8 +182,8 @@ impl Controller {
     }
 
     /// Releases a volume from a dead owner before a deletion, which needs nothing of the owner's
-    /// journal. Returns whether it has no owner now. An owner that is alive keeps it. `patience`: time
-    /// to wait for the lease of one that is silent.
+    /// journal. Returns whether it has no owner now. An owner that is alive keeps it. `patience`:
+    /// time to wait for the lease of one that is silent.
     pub(super) async fn release_dead(
         &self,
         pool: &Pool,
