@@ -2,7 +2,9 @@
 
 use crate::model::{Model, Origin};
 use crate::ops::{RECORD, Where};
-use crate::scene::*;
+use crate::scene::{
+    MANY, collect, cut, each, held_at, hold, put_back_and_delete, reclaimed, release, volume, write,
+};
 use crate::slow::{COLLECTIONS, HOUR, retry, seeds};
 use crate::support::fault::{Fault, Op, Rule};
 use crate::work;

@@ -81,7 +81,7 @@ pub async fn reclaimed(
 }
 
 /// Restores the file in place from a snapshot that has such content.
-pub async fn put_back(
+async fn put_back(
     process: &Process,
     model: &mut Model,
     to: VolumeHandle,
