@@ -1,6 +1,6 @@
 //! Group snapshots: one point in time over volumes of several processes, all of it or nothing.
 
-use super::stamps::*;
+use super::stamps::{Stamps, stamps_in, stamps_of};
 use super::{World, size};
 use crate::support::files::{read, top};
 use crate::support::world::{Mailbox, until_passed};

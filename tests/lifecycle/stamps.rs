@@ -13,12 +13,12 @@ use zerofs_csi::types::SnapshotHandle;
 use zerofs_csi::volume::RootReader;
 
 /// Bytes of a stamp.
-pub const STAMP: u64 = 8;
+const STAMP: u64 = 8;
 
 /// A shared counter: which stamps were begun and acknowledged when, in one order of all.
 #[derive(Default)]
 pub struct Stamps {
-    pub clock: AtomicU64,
+    clock: AtomicU64,
     /// When each was begun and acknowledged: 0 is not yet.
     pub at: parking_lot::Mutex<Vec<(u64, u64)>>,
     pub stop: AtomicBool,
@@ -26,7 +26,7 @@ pub struct Stamps {
 }
 
 impl Stamps {
-    pub fn tick(&self) -> u64 {
+    fn tick(&self) -> u64 {
         self.clock.fetch_add(1, Ordering::SeqCst) + 1
     }
 
