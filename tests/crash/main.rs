@@ -12,7 +12,6 @@ mod answers;
 mod calls;
 mod commits;
 mod committer;
-mod home;
 mod journal;
 mod outage;
 mod process;
@@ -21,5 +20,6 @@ mod repair;
 mod script;
 mod sealed;
 mod steps;
+mod storage;
 #[path = "../support/mod.rs"]
 mod support;

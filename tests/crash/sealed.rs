@@ -2,9 +2,9 @@
 //! an error that says so, or harmless; never other bytes than were written, never a panic, and what
 //! is in the bucket stays as it is.
 
-use crate::home::Home;
 use crate::process::{Expected, Process, run};
 use crate::script::{Script, Tree, agrees, difference};
+use crate::storage::Storage;
 use futures::TryStreamExt;
 use object_store::memory::InMemory;
 use object_store::path::Path;
@@ -28,38 +28,38 @@ async fn objects(store: &InMemory) -> Objects {
 
 /// A pool whose volume was written, closed, written again, and whose process died: tables, the tail
 /// of a log, and packs.
-fn pool(folder: &std::path::Path, secret: Option<Secret>) -> (Home, Tree) {
-    let home = Home::memory(folder).sealed(secret);
+fn pool(folder: &std::path::Path, secret: Option<Secret>) -> (Storage, Tree) {
+    let storage = Storage::memory(folder).sealed(secret);
     let script = Script::by_name("short");
     let tree = script.trees.last().unwrap().clone();
-    let the_home = home.clone();
+    let its_storage = storage.clone();
     run("making a pool", async move {
-        the_home.create().await;
-        let mut process = Process::start(&the_home, |_| {}, script).await;
+        its_storage.create().await;
+        let mut process = Process::start(&its_storage, |_| {}, script).await;
         process.play(Expected { first: 0, last: 0, next: 0 }, |_| {}).await.unwrap();
     });
-    home.lose_journals();
-    (home, tree)
+    storage.lose_journals();
+    (storage, tree)
 }
 
 /// The tree that a new process sees in the volume.
-fn look(home: &Home) -> Result<Tree, (Class, String)> {
-    let (the_home, script) = (home.clone(), Script::by_name("short"));
+fn look(storage: &Storage) -> Result<Tree, (Class, String)> {
+    let (its_storage, script) = (storage.clone(), Script::by_name("short"));
     let seen = run("looking", async move {
-        let process = Process::start(&the_home, |_| {}, script).await;
+        let process = Process::start(&its_storage, |_| {}, script).await;
         process.look().await
     });
-    home.lose_journals();
+    storage.lose_journals();
     seen
 }
 
 fn damage_everything(secret: Option<&str>) {
     let folder = tempfile::tempdir().unwrap();
-    let (home, tree) = pool(folder.path(), secret.map(Secret::new));
-    assert!(look(&home.fork()).is_ok_and(|seen| agrees(&tree, &seen)), "undamaged");
+    let (storage, tree) = pool(folder.path(), secret.map(Secret::new));
+    assert!(look(&storage.fork()).is_ok_and(|seen| agrees(&tree, &seen)), "undamaged");
     let whole = run("reading", {
-        let home = home.clone();
-        async move { objects(home.store()).await }
+        let storage = storage.clone();
+        async move { objects(storage.store()).await }
     });
     let (mut refused, mut harmless) = (BTreeMap::new(), 0);
     for (path, bytes) in whole
@@ -78,16 +78,16 @@ fn damage_everything(secret: Option<&str>) {
                 Some(at) => damaged[at] ^= 1 << (at % 8),
                 None => damaged.truncate(bytes.len() / 2),
             }
-            let home = home.fork();
+            let storage = storage.fork();
             let kept = run("damaging", {
-                let (home, path, damaged) = (home.clone(), path.clone(), damaged.clone());
+                let (storage, path, damaged) = (storage.clone(), path.clone(), damaged.clone());
                 async move {
-                    home.store().put(&path, damaged.into()).await.unwrap();
-                    objects(home.store()).await
+                    storage.store().put(&path, damaged.into()).await.unwrap();
+                    objects(storage.store()).await
                 }
             });
             let what = format!("{path} ({place:?} of {})", bytes.len());
-            match look(&home) {
+            match look(&storage) {
                 Ok(seen) => {
                     assert!(agrees(&tree, &seen), "{what}: {}", difference(&tree, &seen));
                     harmless += 1;
@@ -102,8 +102,8 @@ fn damage_everything(secret: Option<&str>) {
                 }
             }
             let now = run("reading", {
-                let home = home.clone();
-                async move { objects(home.store()).await }
+                let storage = storage.clone();
+                async move { objects(storage.store()).await }
             });
             for (path, bytes) in &kept {
                 assert!(now.get(path) == Some(bytes), "{what}: {path} was changed or removed");
@@ -129,11 +129,13 @@ fn another_key_is_refused_and_changes_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let (sealed, _) = pool(&folder.path().join("sealed"), Some(Secret::new("correct horse")));
     let (plain, _) = pool(&folder.path().join("plain"), None);
-    for (home, secret) in [(&sealed, Some("wrong horse")), (&sealed, None), (&plain, Some("any"))] {
-        let home = home.clone();
+    for (storage, secret) in
+        [(&sealed, Some("wrong horse")), (&sealed, None), (&plain, Some("any"))]
+    {
+        let storage = storage.clone();
         run("opening with another key", async move {
-            let before = objects(home.store()).await;
-            let error = Catalog::open(home.bucket(), secret.map(Secret::new).as_ref())
+            let before = objects(storage.store()).await;
+            let error = Catalog::open(storage.bucket(), secret.map(Secret::new).as_ref())
                 .await
                 .expect_err("refused");
             assert!(
@@ -146,7 +148,7 @@ fn another_key_is_refused_and_changes_nothing() {
                     || error.to_string().contains("encrypt"),
                 "{error}"
             );
-            assert_eq!(objects(home.store()).await, before);
+            assert_eq!(objects(storage.store()).await, before);
         });
     }
 }
@@ -155,8 +157,8 @@ fn another_key_is_refused_and_changes_nothing() {
 #[test]
 fn a_sealed_pool_shows_neither_data_nor_names() {
     let folder = tempfile::tempdir().unwrap();
-    let (home, _) = pool(folder.path(), Some(Secret::new("correct horse")));
-    let whole = run("reading", async move { objects(home.store()).await });
+    let (storage, _) = pool(folder.path(), Some(Secret::new("correct horse")));
+    let whole = run("reading", async move { objects(storage.store()).await });
     let held = |needle: &[u8]| {
         whole
             .iter()
@@ -166,8 +168,8 @@ fn a_sealed_pool_shows_neither_data_nor_names() {
     };
     assert_eq!(held(b"a-name-to-be-hidden"), Vec::<String>::new());
     assert_eq!(held(&crate::script::bytes(1, 5_000)[..32]), Vec::<String>::new());
-    let (home, _) = pool(&folder.path().join("plain"), None);
-    let whole = run("reading", async move { objects(home.store()).await });
+    let (storage, _) = pool(&folder.path().join("plain"), None);
+    let whole = run("reading", async move { objects(storage.store()).await });
     assert!(
         whole
             .values()

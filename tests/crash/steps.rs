@@ -10,9 +10,9 @@
 //! that holds everything durable), the rows hold together, the same call sent again does, the
 //! script goes on to its end, and in the end no pack is left that nothing refers to.
 
-use crate::home::Home;
 use crate::process::{Died, Expected, Process, Progress, run};
 use crate::script::{SCRIPTS, Script};
+use crate::storage::Storage;
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::Path;
@@ -175,10 +175,10 @@ fn steps_in_the_code() -> Vec<String> {
 /// The steps that a script passes when nothing fails, and how often.
 fn passes(script: &'static str) -> BTreeMap<String, u64> {
     let folder = tempfile::tempdir().unwrap();
-    let home = Home::memory(folder.path());
+    let storage = Storage::memory(folder.path());
     run(script, async move {
-        home.create().await;
-        let mut process = Process::start(&home, |_| {}, Script::by_name(script)).await.patient();
+        storage.create().await;
+        let mut process = Process::start(&storage, |_| {}, Script::by_name(script)).await.patient();
         process.run(Expected { first: 0, last: 0, next: 0 }, |_| {}).await.expect("nothing fails");
         process.failpoints().passed()
     })
@@ -274,14 +274,14 @@ fn armed(after: u64, action: &str) -> String {
 fn play(case: &Case) -> bool {
     let folder = tempfile::tempdir().unwrap();
     let script = Script::by_name(case.script);
-    let (home, first) = match case.death {
+    let (storage, first) = match case.death {
         Death::Killed => {
-            let home = Home::folder(folder.path());
-            (home.clone(), killed(case, &home))
+            let storage = Storage::folder(folder.path());
+            (storage.clone(), killed(case, &storage))
         }
         Death::Failed | Death::LostNode => {
-            let home = Home::memory(folder.path());
-            (home.clone(), failed(case, &home))
+            let storage = Storage::memory(folder.path());
+            (storage.clone(), failed(case, &storage))
         }
     };
     let Ended { progress, met, died } = first;
@@ -290,7 +290,7 @@ fn play(case: &Case) -> bool {
     }
     let expected = match case.death {
         Death::LostNode => {
-            home.lose_journals();
+            storage.lose_journals();
             Expected {
                 first: progress.durable(&script),
                 last: progress.acked + 1,
@@ -301,7 +301,7 @@ fn play(case: &Case) -> bool {
             Expected { first: progress.acked, last: progress.acked + 1, next: progress.acked }
         }
     };
-    let (what, again) = (format!("{case:?}, died: {died:?}"), home.clone());
+    let (what, again) = (format!("{case:?}, died: {died:?}"), storage.clone());
     let finished = run(&format!("after {case:?}"), async move {
         let mut process = Process::start(&again, |_| {}, script).await;
         limited(process.run(expected, |_| {})).await
@@ -324,16 +324,16 @@ async fn limited(process: impl Future<Output = Result<(), Died>>) -> Result<(), 
 }
 
 /// A process whose step fails once. It is dead when a call does not succeed by being repeated.
-fn failed(case: &Case, home: &Home) -> Ended {
-    let (case, home) = (case.clone(), home.clone());
+fn failed(case: &Case, storage: &Storage) -> Ended {
+    let (case, storage) = (case.clone(), storage.clone());
     let acked = Arc::new(AtomicUsize::new(0));
     run(&format!("{case:?}"), async move {
-        home.create().await;
+        storage.create().await;
         let action = armed(case.after, "1*return");
         let arm = |failpoints: &zerofs_csi::telemetry::Failpoints| {
             failpoints.set(&case.step, &action).unwrap();
         };
-        let mut process = Process::start(&home, arm, Script::by_name(case.script)).await;
+        let mut process = Process::start(&storage, arm, Script::by_name(case.script)).await;
         let acked_now = acked.clone();
         let answered = move |at| acked_now.store(at, Ordering::Relaxed);
         let ended = limited(process.run(Expected { first: 0, last: 0, next: 0 }, answered)).await;
@@ -347,10 +347,10 @@ fn failed(case: &Case, home: &Home) -> Ended {
 const CHILD: &str = "CRASH_CHILD";
 
 /// A process of its own that ends by SIGABRT at the step.
-fn killed(case: &Case, home: &Home) -> Ended {
-    let acks = home.journals().with_file_name("acks");
+fn killed(case: &Case, storage: &Storage) -> Ended {
+    let acks = storage.journals().with_file_name("acks");
     let settings = [
-        home.journals().parent().unwrap().to_str().unwrap(),
+        storage.journals().parent().unwrap().to_str().unwrap(),
         case.script,
         &case.step,
         &case.after.to_string(),
@@ -386,7 +386,7 @@ fn a_process_to_be_killed() {
         default(why);
         std::process::abort();
     }));
-    let (home, script) = (Home::folder(Path::new(folder)), Script::by_name(script));
+    let (storage, script) = (Storage::folder(Path::new(folder)), Script::by_name(script));
     let acks = std::fs::OpenOptions::new()
         .create(true)
         .append(true)
@@ -394,9 +394,9 @@ fn a_process_to_be_killed() {
         .unwrap();
     let (step, action) = (step.to_owned(), armed(after.parse().unwrap(), "panic"));
     run("to be killed", async move {
-        home.create().await;
+        storage.create().await;
         let mut process =
-            Process::start(&home, |failpoints| failpoints.set(&step, &action).unwrap(), script)
+            Process::start(&storage, |failpoints| failpoints.set(&step, &action).unwrap(), script)
                 .await;
         // One byte for each answer: what is written is there whatever becomes of this process.
         let answered = |_| (&acks).write_all(b".").unwrap();

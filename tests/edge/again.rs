@@ -2,7 +2,7 @@
 //! after the loss of the node, and to another node that has taken the dataset from one that lives.
 //! Each gets its first answer, and what others did meanwhile stays.
 
-use crate::served::{Death, Home, Served};
+use crate::served::{Death, Host, Served};
 use crate::support::files::top;
 use crate::support::wire::{Wire, accepted, fh, nfs, pack, place};
 use nfs3_types::nfs3::*;
@@ -176,9 +176,9 @@ pub async fn send(served: &Served, record: &[u8]) -> (u32, Option<Vec<u8>>) {
 }
 
 async fn play(sync: SyncMode, then: Then) {
-    let mut home = Home::new();
-    home.dataset.options.properties.sync = sync;
-    let served = home.serve().await;
+    let mut host = Host::new();
+    host.dataset.options.properties.sync = sync;
+    let served = host.serve().await;
     let client = served.client(&Credentials::root()).await;
     let root = served.root(&client).await;
     let calls = calls(&served, &root).await;
@@ -192,10 +192,10 @@ async fn play(sync: SyncMode, then: Then) {
     // Held to the end, or it would have noticed.
     let mut old = None;
     let served = match then {
-        Then::Restarted => home.again(served, Death::Process).await,
-        Then::NodeLost => home.again(served, Death::Node).await,
+        Then::Restarted => host.again(served, Death::Process).await,
+        Then::NodeLost => host.again(served, Death::Node).await,
         Then::Overtaken => {
-            let other = home.serve_elsewhere().await;
+            let other = host.serve_elsewhere().await;
             old = Some(served);
             other
         }
@@ -234,7 +234,7 @@ async fn play(sync: SyncMode, then: Then) {
     assert_eq!(found(&served, "guarded").await.unwrap().mode, 0o611);
     served.fs.close().await.unwrap();
     drop(old);
-    home.check().await;
+    host.check().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -256,8 +256,8 @@ async fn a_repeated_call_gets_its_first_answer_from_another_node() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_repeated_truncation_takes_nothing_that_was_written_since() {
     for restarts in [false, true] {
-        let mut home = Home::new();
-        let mut served = home.serve().await;
+        let mut host = Host::new();
+        let mut served = host.serve().await;
         let client = served.client(&Credentials::root()).await;
         let root = served.root(&client).await;
         make(&served, "file").await;
@@ -277,7 +277,7 @@ async fn a_repeated_truncation_takes_nothing_that_was_written_since() {
             assert_eq!(send(&served, record).await.0, 0);
         }
         if restarts {
-            served = home.again(served, Death::Process).await;
+            served = host.again(served, Death::Process).await;
         }
         let client = served.client(&Credentials::root()).await;
         client
@@ -301,8 +301,8 @@ async fn a_repeated_truncation_takes_nothing_that_was_written_since() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_repeated_call_gets_its_first_answer_whatever_others_have_sent() {
     const OTHERS: u32 = 4500;
-    let mut home = Home::new();
-    let mut served = home.serve().await;
+    let mut host = Host::new();
+    let mut served = host.serve().await;
     let client = served.client(&Credentials::root()).await;
     let root = served.root(&client).await;
     make(&served, "gone").await;
@@ -333,7 +333,7 @@ async fn a_repeated_call_gets_its_first_answer_whatever_others_have_sent() {
             assert_eq!(now, mode, "{xid}, restarted: {restarted}");
         }
         if !restarted {
-            served = home.again(served, Death::Process).await;
+            served = host.again(served, Death::Process).await;
         }
     }
     served.fs.close().await.unwrap();
@@ -343,8 +343,8 @@ async fn a_repeated_call_gets_its_first_answer_whatever_others_have_sent() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_repeated_change_of_mode_takes_nothing_back() {
     for restarts in [false, true] {
-        let mut home = Home::new();
-        let mut served = home.serve().await;
+        let mut host = Host::new();
+        let mut served = host.serve().await;
         let client = served.client(&Credentials::root()).await;
         let root = served.root(&client).await;
         make(&served, "file").await;
@@ -359,7 +359,7 @@ async fn a_repeated_change_of_mode_takes_nothing_back() {
         };
         assert_eq!(send(&served, &record(5, 0o600)).await.0, 0);
         if restarts {
-            served = home.again(served, Death::Process).await;
+            served = host.again(served, Death::Process).await;
         }
         assert_eq!(send(&served, &record(6, 0o644)).await.0, 0);
         assert_eq!(send(&served, &record(5, 0o600)).await.0, 0);
@@ -372,15 +372,15 @@ async fn a_repeated_change_of_mode_takes_nothing_back() {
 /// do so again over what was written since (R36).
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_write_that_waits_for_the_store_takes_effect_once() {
-    let mut home = Home::new();
-    home.dataset.options.flush_interval = std::time::Duration::from_secs(3600);
-    let served = home.serve().await;
+    let mut host = Host::new();
+    host.dataset.options.flush_interval = std::time::Duration::from_secs(3600);
+    let served = host.serve().await;
     let client = served.client(&Credentials::root()).await;
     let root = served.root(&client).await;
     make(&served, "file").await;
     let file = client.lookup(&root, b"file").await.unwrap().handle;
     let (failpoints, step) =
-        (home.dataset.place.bucket.failpoints().clone(), "fs.content.before-pack");
+        (host.dataset.place.bucket.failpoints().clone(), "fs.content.before-pack");
     let passed = || failpoints.passed().get(step).copied().unwrap_or(0);
     failpoints.set(step, "return").unwrap();
     let old = tokio::spawn({

@@ -6,7 +6,7 @@
 //! `FSX_SEED` repeats one history; `FSX_OPS` sets its length, otherwise `ZEROFS_TEST_SIZE`
 //! multiplies it. With `FSX_VERIFY` everything is compared after each operation.
 
-use crate::served::{Death, Home, Served};
+use crate::served::{Death, Host, Served};
 use crate::support::run::{setting, size};
 use bytes::Bytes;
 use rand::rngs::StdRng;
@@ -21,7 +21,7 @@ const PAGE: u64 = 4096;
 
 struct Exerciser {
     rng: StdRng,
-    home: Home,
+    host: Host,
     served: Option<Served>,
     client: Client,
     file: FileHandle,
@@ -35,9 +35,9 @@ struct Exerciser {
 
 impl Exerciser {
     async fn new(seed: u64, record_bytes: u32) -> Self {
-        let mut home = Home::new();
-        home.dataset.options.properties.record_bytes = record_bytes;
-        let served = home.serve().await;
+        let mut host = Host::new();
+        host.dataset.options.properties.record_bytes = record_bytes;
+        let served = host.serve().await;
         let client = served.client(&Credentials::root()).await;
         let root = served.root(&client).await;
         let file = client
@@ -48,7 +48,7 @@ impl Exerciser {
         let rng = StdRng::seed_from_u64(seed);
         Self {
             rng,
-            home,
+            host,
             served: Some(served),
             client,
             file,
@@ -236,7 +236,7 @@ impl Exerciser {
         }
         self.note(format!("death of the {death:?}"));
         let old = self.served.take().expect("served");
-        let served = self.home.again(old, death).await;
+        let served = self.host.again(old, death).await;
         self.client = served.client(&Credentials::root()).await;
         self.served = Some(served);
         // Before it reads what it wrote, a client that lost its server sends it again.
@@ -274,7 +274,7 @@ impl Exerciser {
         self.verify().await;
         let served = self.served.take().expect("served");
         served.fs.close().await.unwrap();
-        self.home.check().await;
+        self.host.check().await;
     }
 }
 

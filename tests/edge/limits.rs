@@ -1,6 +1,6 @@
 //! The limits of docs/limits.md.
 
-use crate::served::{EXPORT, Home};
+use crate::served::{EXPORT, Host};
 use bytes::Bytes;
 use zerofs_csi::fs::api::{FILE_BYTES_MAX, SetAttr, Stability};
 use zerofs_csi::nfs::NfsStat;
@@ -24,8 +24,8 @@ fn with_commas(number: u64) -> String {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_the_page_says_holds() {
     let page = include_str!("../../docs/limits.md");
-    let mut home = Home::new();
-    let served = home.serve().await;
+    let mut host = Host::new();
+    let served = host.serve().await;
     let client = served.client(&Credentials::root()).await;
     let root = served.root(&client).await;
     let says = |what: &str| assert!(page.contains(what), "docs/limits.md does not say {what:?}");
@@ -63,7 +63,7 @@ async fn what_the_page_says_holds() {
     }
     client.create(&dir, b"bottom", &new()).await.unwrap();
     served.fs.close().await.unwrap();
-    home.check().await;
+    host.check().await;
 }
 
 pub fn new() -> zerofs_csi::fs::api::CreateHow {
@@ -74,8 +74,8 @@ pub fn new() -> zerofs_csi::fs::api::CreateHow {
 /// call with more is refused.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sixteen_groups_count() {
-    let mut home = Home::new();
-    let served = home.serve().await;
+    let mut host = Host::new();
+    let served = host.serve().await;
     let client = served.client(&Credentials::root()).await;
     let root = served.root(&client).await;
     for (name, gid) in [("sixteenth", 15), ("seventeenth", 16)] {
@@ -114,8 +114,8 @@ async fn sixteen_groups_count() {
 /// Every folder of an export can be mounted by itself.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_folder_below_the_root_is_mounted() {
-    let mut home = Home::new();
-    let served = home.serve().await;
+    let mut host = Host::new();
+    let served = host.serve().await;
     let client = served.client(&Credentials::root()).await;
     let root = served.root(&client).await;
     let dir = client.mkdir(&root, b"static", &SetAttr::default()).await.unwrap().handle;

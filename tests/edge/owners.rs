@@ -3,7 +3,7 @@
 //! be listed.
 
 use crate::again::{no_change, send};
-use crate::served::Home;
+use crate::served::Host;
 use crate::support::files;
 use crate::support::wire::{fh, nfs, pack, place};
 use nfs3_types::nfs3::*;
@@ -16,8 +16,8 @@ const INVAL: u32 = 22;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_is_given_to_the_owner_that_is_none() {
-    let mut home = Home::new();
-    let served = home.serve().await;
+    let mut host = Host::new();
+    let served = host.serve().await;
     let client = served.client(&Credentials::root()).await;
     let root = served.root(&client).await;
     crate::again::make(&served, "file").await;
@@ -86,8 +86,8 @@ async fn nothing_is_given_to_the_owner_that_is_none() {
 /// A file that such a caller made would be its own.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nobody_calls_as_the_owner_that_is_none() {
-    let mut home = Home::new();
-    let served = home.serve().await;
+    let mut host = Host::new();
+    let served = host.serve().await;
     let client = served.client(&Credentials::root()).await;
     let root = served.root(&client).await;
     for (uid, gid, groups) in
@@ -103,10 +103,10 @@ async fn nobody_calls_as_the_owner_that_is_none() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_dataset_begins_with_the_owner_that_is_none() {
-    let mut home = Home::new();
-    home.dataset.options.root.uid = u32::MAX;
-    assert!(matches!(home.dataset.try_open().await, Err(FsError::Invalid(_))));
-    home.dataset.options.root.uid = 0;
-    home.dataset.options.root.gid = u32::MAX;
-    assert!(matches!(home.dataset.try_open().await, Err(FsError::Invalid(_))));
+    let mut host = Host::new();
+    host.dataset.options.root.uid = u32::MAX;
+    assert!(matches!(host.dataset.try_open().await, Err(FsError::Invalid(_))));
+    host.dataset.options.root.uid = 0;
+    host.dataset.options.root.gid = u32::MAX;
+    assert!(matches!(host.dataset.try_open().await, Err(FsError::Invalid(_))));
 }

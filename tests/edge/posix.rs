@@ -12,7 +12,7 @@
 //! Paths are walked as a client does, a LOOKUP for each part; `{255}` is a name of that many
 //! letters.
 
-use crate::served::{Home, Served};
+use crate::served::{Host, Served};
 use bytes::Bytes;
 use std::collections::HashMap;
 use zerofs_csi::fs::api::*;
@@ -90,13 +90,13 @@ fn set_time(text: &str) -> SetTime {
 }
 
 impl Player {
-    async fn new() -> (Self, Home) {
-        let mut home = Home::new();
-        let served = home.serve().await;
+    async fn new() -> (Self, Host) {
+        let mut host = Host::new();
+        let served = host.serve().await;
         let client = served.client(&Credentials::root()).await;
         let root = served.root(&client).await;
         let clients = HashMap::from([("0:0".to_owned(), client)]);
-        (Self { served, clients, top: root.clone(), root, marks: HashMap::new(), cases: 0 }, home)
+        (Self { served, clients, top: root.clone(), root, marks: HashMap::new(), cases: 0 }, host)
     }
 
     async fn client(&mut self, who: &str) -> Client {
@@ -333,7 +333,7 @@ impl Player {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_line_of_the_table_holds() {
-    let (mut player, home) = Player::new().await;
+    let (mut player, host) = Player::new().await;
     let (mut title, mut lines, mut wrong) = ("", 0, Vec::new());
     for (n, line) in TABLE.lines().enumerate() {
         let line = line.trim();
@@ -354,5 +354,5 @@ async fn every_line_of_the_table_holds() {
     assert!(wrong.is_empty(), "{} of {lines} lines:\n{}", wrong.len(), wrong.join("\n"));
     assert!(lines > 300, "the table is read");
     player.served.fs.close().await.unwrap();
-    home.check().await;
+    host.check().await;
 }

@@ -3,7 +3,7 @@
 //! it lives.
 
 use crate::again::{found, make, no_change, send, with_mode};
-use crate::served::{Home, Served};
+use crate::served::{Host, Served};
 use crate::support::files;
 use crate::support::wire::{fh, nfs, pack, place};
 use nfs3_types::nfs3::*;
@@ -180,9 +180,9 @@ async fn calls(served: &Served, root: &FileHandle) -> Vec<Call> {
 }
 
 async fn play(sync: SyncMode) {
-    let mut home = Home::new();
-    home.dataset.options.properties.sync = sync;
-    let served = home.serve().await;
+    let mut host = Host::new();
+    host.dataset.options.properties.sync = sync;
+    let served = host.serve().await;
     let client = served.client(&Credentials::root()).await;
     let root = served.root(&client).await;
     let calls = calls(&served, &root).await;
@@ -200,7 +200,7 @@ async fn play(sync: SyncMode) {
     }
     assert!(found(&served, "one").await.is_some());
     served.fs.close().await.unwrap();
-    home.check().await;
+    host.check().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -16,7 +16,7 @@ pub const EXPORT: &str = "/volume";
 const KEY: [u8; 16] = [7; 16];
 
 /// The state that outlives a process: the bucket and the nodes' disks.
-pub struct Home {
+pub struct Host {
     pub dataset: Dataset,
     bucket: Bucket,
     folder: tempfile::TempDir,
@@ -31,7 +31,7 @@ pub enum Death {
     Node,
 }
 
-impl Home {
+impl Host {
     pub fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let bucket = Bucket::memory();

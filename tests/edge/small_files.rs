@@ -1,7 +1,7 @@
 //! The cost of a small file that a program makes, writes and closes, as Linux' client sends it.
 
 use crate::again::with_mode;
-use crate::served::Home;
+use crate::served::Host;
 use crate::support::wire::{Wire, accepted, fh, nfs, pack, place};
 use nfs3_types::nfs3::*;
 use nfs3_types::xdr_codec::Opaque;
@@ -19,10 +19,10 @@ const BYTES: usize = 3000;
 /// any request.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_small_file_is_one_put() {
-    let mut home = Home::new();
-    home.dataset.options.flush_interval = Duration::from_secs(3600);
-    let served = home.serve().await;
-    let bucket = home.dataset.place.bucket.clone();
+    let mut host = Host::new();
+    host.dataset.options.flush_interval = Duration::from_secs(3600);
+    let served = host.serve().await;
+    let bucket = host.dataset.place.bucket.clone();
     let client = served.client(&Credentials::root()).await;
     let root = served.root(&client).await;
     served.fs.sync().await.unwrap();
@@ -67,10 +67,10 @@ async fn a_small_file_is_one_put() {
 /// to copy several at once.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn small_files_at_once_share_puts() {
-    let mut home = Home::new();
-    home.dataset.options.flush_interval = Duration::from_secs(3600);
-    let served = home.serve().await;
-    let bucket = home.dataset.place.bucket.clone();
+    let mut host = Host::new();
+    host.dataset.options.flush_interval = Duration::from_secs(3600);
+    let served = host.serve().await;
+    let bucket = host.dataset.place.bucket.clone();
     let client = served.client(&Credentials::root()).await;
     let root = served.root(&client).await;
     served.fs.sync().await.unwrap();

@@ -1,7 +1,7 @@
 //! The change times that stat(2) shows across crashes, clones and clocks that jump (R8).
 
 use crate::again::{found, make};
-use crate::served::{Death, Home, Served};
+use crate::served::{Death, Host, Served};
 use crate::support::files;
 use zerofs_csi::fs::Fs;
 use zerofs_csi::fs::api::{Attr, Caller, CreateHow, FileSystem, SetAttr, Stability};
@@ -46,23 +46,23 @@ async fn make_now(fs: &Fs, name: &str, what: &str) -> (Attr, Attr) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn times_are_the_clocks_after_crashes_and_in_a_clone() {
-    let mut home = Home::new();
-    let mut served = home.serve().await;
+    let mut host = Host::new();
+    let mut served = host.serve().await;
     let (_, mut dir) = make_now(&served.fs, "0", "a new dataset").await;
     for n in 1..=5 {
-        served = home.again(served, Death::Process).await;
+        served = host.again(served, Death::Process).await;
         let (_, now) = make_now(&served.fs, &n.to_string(), &format!("after {n} crashes")).await;
         assert!(now.ctime > dir.ctime);
         dir = now;
     }
     let checkpoint = served.fs.snapshot("one").await.unwrap();
-    let clone = home.dataset.clone_from(checkpoint).await;
+    let clone = host.dataset.clone_from(checkpoint).await;
     let clone = clone.open().await;
     let (_, now) = make_now(&clone, "6", "in a clone").await;
     assert!(now.ctime > dir.ctime);
     clone.close().await.unwrap();
     served.fs.close().await.unwrap();
-    home.check().await;
+    host.check().await;
 }
 
 /// Times of the object, which a change now has to give the clock's mtime and a ctime above the one
@@ -87,9 +87,9 @@ async fn changes(served: &Served, name: &str, last: &Attr) -> Attr {
 /// A clock that was a year ahead, for a while, marks what was changed then and nothing else.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_clock_that_was_a_year_ahead_is_healed() {
-    let mut home = Home::new();
-    let clock = home.dataset.options.clock.clone();
-    let mut served = home.serve().await;
+    let mut host = Host::new();
+    let clock = host.dataset.options.clock.clone();
+    let mut served = host.serve().await;
     make(&served, "before").await;
     clock.set_ahead(YEAR_NANOS);
     make(&served, "ahead").await;
@@ -99,7 +99,7 @@ async fn a_clock_that_was_a_year_ahead_is_healed() {
     for death in [None, Some(Death::Process), Some(Death::Node)] {
         served.fs.sync().await.unwrap();
         if let Some(death) = death {
-            served = home.again(served, death).await;
+            served = host.again(served, death).await;
         }
         let root = served.fs.getattr(served.fs.root()).await.unwrap();
         let (_, dir) =
@@ -110,15 +110,15 @@ async fn a_clock_that_was_a_year_ahead_is_healed() {
         assert!(changes(&served, "before", &before).await.ctime <= Timestamp::now());
     }
     served.fs.close().await.unwrap();
-    home.check().await;
+    host.check().await;
 }
 
 /// ctime grows also while the clock is behind; mtime says what the clock says.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_clock_that_is_set_back_takes_no_ctime_back() {
-    let mut home = Home::new();
-    let clock = home.dataset.options.clock.clone();
-    let mut served = home.serve().await;
+    let mut host = Host::new();
+    let clock = host.dataset.options.clock.clone();
+    let mut served = host.serve().await;
     make(&served, "file").await;
     let first = found(&served, "file").await.unwrap();
     let mut last = first;
@@ -136,8 +136,8 @@ async fn a_clock_that_is_set_back_takes_no_ctime_back() {
                 && changed.mtime.as_nanos() < first.mtime.as_nanos() - YEAR_NANOS / 2
         );
         last = changed;
-        served = home.again(served, Death::Process).await;
+        served = host.again(served, Death::Process).await;
     }
     served.fs.close().await.unwrap();
-    home.check().await;
+    host.check().await;
 }

@@ -56,7 +56,7 @@ pub struct Process {
 /// The state that outlives processes.
 pub struct World {
     pub store: Arc<FaultStore>,
-    home: tempfile::TempDir,
+    folder: tempfile::TempDir,
     elapsed: Duration,
     /// The interval at which the owner polls its mailbox.
     poll: Duration,
@@ -70,8 +70,8 @@ impl World {
 
     /// Hours of driven time are many looks.
     pub fn polling_mailbox(every: Duration) -> Self {
-        let (store, home) = (FaultStore::memory(), tempfile::tempdir().unwrap());
-        let mut world = Self { store, home, elapsed: Duration::ZERO, poll: every, life: None };
+        let (store, folder) = (FaultStore::memory(), tempfile::tempdir().unwrap());
+        let mut world = Self { store, folder, elapsed: Duration::ZERO, poll: every, life: None };
         let bucket = world.store.quick_bucket();
         paused_runtime().block_on(async { drop(Catalog::create(bucket, None).await.unwrap()) });
         world.start();
@@ -80,7 +80,7 @@ impl World {
 
     pub fn start(&mut self) {
         let (runtime, bucket) = (paused_runtime(), self.store.quick_bucket());
-        let (base, journals) = (self.elapsed, self.home.path().join("journals"));
+        let (base, journals) = (self.elapsed, self.folder.path().join("journals"));
         std::fs::create_dir_all(&journals).unwrap();
         let process = runtime.block_on(Process::start(bucket, base, journals, self.poll));
         self.life = Some((runtime, process));

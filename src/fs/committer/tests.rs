@@ -7,12 +7,12 @@ use crate::fs::key;
 use crate::types::Incarnation;
 use std::path::{Path, PathBuf};
 
-struct Home {
+struct Storage {
     place: DbPlace,
     folder: tempfile::TempDir,
 }
 
-impl Home {
+impl Storage {
     fn new() -> Self {
         let place = DbPlace::new(
             Bucket::memory(),
@@ -62,8 +62,8 @@ async fn inodes(committer: &Committer) -> usize {
 
 #[tokio::test]
 async fn a_batch_is_visible_at_once_and_durable_when_it_says_so() {
-    let home = Home::new();
-    let committer = home.plain().await;
+    let storage = Storage::new();
+    let committer = storage.plain().await;
     assert!(committer.is_new() && !committer.is_dirty());
     let first = committer.submit(row(2, 20)).unwrap();
     assert_eq!(committer.get(&key::inode(InodeNo(2))).await.unwrap().unwrap(), "20");
@@ -76,7 +76,7 @@ async fn a_batch_is_visible_at_once_and_durable_when_it_says_so() {
     assert!(committer.submit(row(4, 40)).is_err());
     assert!(committer.durable(first).await.is_err(), "nothing is acknowledged after a stop");
 
-    let again = home.plain().await;
+    let again = storage.plain().await;
     assert_eq!((inodes(&again).await, again.totals()), (1, Totals { inodes: 1, allocated: 10 }));
     assert_eq!((again.usage(pack(2)).refs, again.usage(pack(0)).refs), (1, 0));
     assert!(again.epoch() > committer.epoch());
@@ -85,26 +85,26 @@ async fn a_batch_is_visible_at_once_and_durable_when_it_says_so() {
 
 #[tokio::test]
 async fn a_lone_durable_is_one_put_and_waiters_share() {
-    let home = Home::new();
-    let committer = home.plain().await;
+    let storage = Storage::new();
+    let committer = storage.plain().await;
     committer.durable(committer.submit(row(2, 1)).unwrap()).await.unwrap();
     tokio::time::sleep(Duration::from_millis(300)).await;
-    let before = home.place.bucket.requests();
+    let before = storage.place.bucket.requests();
     committer.durable(committer.submit(row(3, 1)).unwrap()).await.unwrap();
-    assert_eq!(home.place.bucket.requests(), Requests { put: before.put + 1, ..before });
+    assert_eq!(storage.place.bucket.requests(), Requests { put: before.put + 1, ..before });
     let waiters = (10..74).map(|n| {
         let committer = &committer;
         async move { committer.durable(committer.submit(row(n, 1)).unwrap()).await.unwrap() }
     });
     futures::future::join_all(waiters).await;
-    let puts = home.place.bucket.requests().put - before.put;
+    let puts = storage.place.bucket.requests().put - before.put;
     assert!(puts <= 4, "{puts} PUTs for 64 waiters");
 }
 
 #[tokio::test]
 async fn scans_merge_what_is_pending() {
-    let home = Home::new();
-    let committer = home.plain().await;
+    let storage = Storage::new();
+    let committer = storage.plain().await;
     for n in 2..200 {
         committer.submit(row(n, n)).unwrap();
     }
@@ -135,11 +135,11 @@ async fn scans_merge_what_is_pending() {
 
 #[tokio::test]
 async fn the_journal_brings_back_what_was_applied() {
-    let home = Home::new();
-    let committer = home.journaled().await;
+    let storage = Storage::new();
+    let committer = storage.journaled().await;
     let first = committer.submit(row(2, 1)).unwrap();
     committer.durable(first).await.unwrap();
-    let before = home.place.bucket.requests();
+    let before = storage.place.bucket.requests();
     let mut last = first;
     for n in 3..50 {
         last = committer.submit(row(n, n)).unwrap();
@@ -148,32 +148,32 @@ async fn the_journal_brings_back_what_was_applied() {
     committer.submit(Batch { fs_group: Some(7), ..Batch::default() }).unwrap();
     last = last.max(committer.last());
     committer.applied(last).await.unwrap();
-    assert_eq!(home.place.bucket.requests(), before, "applied needs no request");
+    assert_eq!(storage.place.bucket.requests(), before, "applied needs no request");
     committer.abandon().await;
 
-    let again = home.journaled().await;
+    let again = storage.journaled().await;
     assert_eq!((inodes(&again).await, again.totals().inodes), (48, 48));
     assert_eq!((again.superblock().fs_group, again.usage(pack(0)).refs), (Some(7), 16));
     assert!(again.superblock().batch_seq >= last.0);
     let (next, another) = again.new_inode().unwrap();
     assert!((next, another) != (ino, generation) && another >> 32 > generation >> 32);
     again.close().await.unwrap();
-    assert!(!home.journal().exists());
-    assert_eq!(inodes(&home.plain().await).await, 48);
+    assert!(!storage.journal().exists());
+    assert_eq!(inodes(&storage.plain().await).await, 48);
 }
 
 /// A pack that the journal brings back through a pin that is gone is sealed, as it was (R12).
 #[tokio::test]
 async fn a_replay_seals_what_came_back_by_a_pin() {
-    let home = Home::new();
-    let db = Database::open(&home.place, None).await.unwrap();
+    let storage = Storage::new();
+    let db = Database::open(&storage.place, None).await.unwrap();
     let epoch = db.epoch();
     let own = |seq| PackId { epoch, ..pack(seq) };
     let older = PackId { epoch: Epoch(epoch.0 - 1), ..pack(1) };
     let origins = PackId { creator: Incarnation::from_bytes([6; 16]), ..own(9) };
     let refs = |pack: PackId, delta| Batch { refs: vec![(pack, delta)], ..Batch::default() };
     let committer =
-        Committer::start(db, Some(&home.journal()), Box::new(|| 2), Failpoints::default())
+        Committer::start(db, Some(&storage.journal()), Box::new(|| 2), Failpoints::default())
             .await
             .unwrap();
     let unsettled = own(3);
@@ -195,7 +195,7 @@ async fn a_replay_seals_what_came_back_by_a_pin() {
     committer.abandon().await;
 
     for replays in [true, false] {
-        let again = if replays { home.journaled().await } else { home.plain().await };
+        let again = if replays { storage.journaled().await } else { storage.plain().await };
         let usage = [own(1), own(2), older, origins, own(3)].map(|pack| again.usage(pack));
         let sealed = |refs| Usage { refs, sealed: true };
         assert_eq!(
@@ -209,8 +209,8 @@ async fn a_replay_seals_what_came_back_by_a_pin() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn what_many_tasks_applied_at_once_is_in_the_journal_without_a_gap() {
-    let home = Home::new();
-    let committer = Arc::new(home.journaled().await);
+    let storage = Storage::new();
+    let committer = Arc::new(storage.journaled().await);
     let before = committer.last();
     let task = |first: u64| {
         let committer = committer.clone();
@@ -229,52 +229,53 @@ async fn what_many_tasks_applied_at_once_is_in_the_journal_without_a_gap() {
     }
     assert_eq!(committer.last().0, before.0 + 400);
     committer.abandon().await;
-    assert_eq!(inodes(&home.journaled().await).await, 400);
+    assert_eq!(inodes(&storage.journaled().await).await, 400);
 }
 
 #[tokio::test]
 async fn a_journal_of_a_lost_epoch_is_discarded() {
-    let home = Home::new();
-    let committer = home.journaled().await;
+    let storage = Storage::new();
+    let committer = storage.journaled().await;
     committer.applied(committer.submit(row(2, 1)).unwrap()).await.unwrap();
     committer.abandon().await;
     // Another node takes over meanwhile, without this journal.
-    let other = home.plain().await;
+    let other = storage.plain().await;
     other.durable(other.submit(row(3, 1)).unwrap()).await.unwrap();
     other.close().await.unwrap();
-    let again = home.journaled().await;
+    let again = storage.journaled().await;
     assert_eq!((inodes(&again).await, again.totals().inodes), (1, 1));
     assert!(again.get(&key::inode(InodeNo(2))).await.unwrap().is_none());
 }
 
 #[tokio::test]
 async fn a_failing_journal_means_waiting_for_the_store() {
-    let home = Home::new();
-    let db = Database::open(&home.place, None).await.unwrap();
+    let storage = Storage::new();
+    let db = Database::open(&storage.place, None).await.unwrap();
     let failpoints = Failpoints::default();
-    let committer = Committer::start(db, Some(&home.journal()), Box::new(|| 0), failpoints.clone())
-        .await
-        .unwrap();
+    let committer =
+        Committer::start(db, Some(&storage.journal()), Box::new(|| 0), failpoints.clone())
+            .await
+            .unwrap();
     committer.applied(committer.submit(row(2, 1)).unwrap()).await.unwrap();
     failpoints.set("fs.journal.disk", "return").unwrap();
-    let before = home.place.bucket.requests().put;
+    let before = storage.place.bucket.requests().put;
     let full = committer.submit(row(3, 1)).unwrap();
     committer.applied(full).await.unwrap();
-    assert!(home.place.bucket.requests().put > before, "applied has waited for the store");
+    assert!(storage.place.bucket.requests().put > before, "applied has waited for the store");
     failpoints.set("fs.journal.disk", "off").unwrap();
-    let before = home.place.bucket.requests().put;
+    let before = storage.place.bucket.requests().put;
     committer.applied(committer.submit(row(4, 1)).unwrap()).await.unwrap();
-    assert_eq!(home.place.bucket.requests().put, before, "the journal works again");
+    assert_eq!(storage.place.bucket.requests().put, before, "the journal works again");
     committer.abandon().await;
-    assert_eq!(inodes(&home.journaled().await).await, 3);
+    assert_eq!(inodes(&storage.journaled().await).await, 3);
 }
 
 /// A batch that a caller wants durable may be behind a full journal, and the journal has room only
 /// when the batches before it are durable.
 #[tokio::test]
 async fn a_full_journal_makes_room_for_who_waits_behind_it() {
-    let home = Home::new();
-    let committer = home.journaled().await;
+    let storage = Storage::new();
+    let committer = storage.journaled().await;
     // More than a segment, and little for the database: one row again and again.
     let large = || {
         let row = |n: u8| (key::inode(InodeNo(2)), Some(Bytes::from(vec![n; 4 << 20])));
@@ -295,33 +296,33 @@ async fn a_full_journal_makes_room_for_who_waits_behind_it() {
 /// A disk with no room for a journal costs speed, not the volume (R16).
 #[tokio::test]
 async fn without_room_for_a_journal_every_change_waits_for_the_store() {
-    let home = Home::new();
-    std::os::unix::fs::symlink("/no/such/folder/segment", home.folder.path().join("journal.0"))
+    let storage = Storage::new();
+    std::os::unix::fs::symlink("/no/such/folder/segment", storage.folder.path().join("journal.0"))
         .unwrap();
-    let committer = home.journaled().await;
-    let before = home.place.bucket.requests().put;
+    let committer = storage.journaled().await;
+    let before = storage.place.bucket.requests().put;
     committer.applied(committer.submit(row(2, 1)).unwrap()).await.unwrap();
-    assert!(home.place.bucket.requests().put > before, "applied has waited for the store");
+    assert!(storage.place.bucket.requests().put > before, "applied has waited for the store");
     committer.close().await.unwrap();
     // Not even for the lock; but a journal that is there and cannot be opened holds what was
     // acknowledged.
-    let file = home.folder.path().join("a file");
+    let file = storage.folder.path().join("a file");
     std::fs::write(&file, "").unwrap();
-    let committer = home.open(Some(&file.join("journal"))).await.unwrap();
+    let committer = storage.open(Some(&file.join("journal"))).await.unwrap();
     committer.applied(committer.submit(row(3, 1)).unwrap()).await.unwrap();
     committer.close().await.unwrap();
-    let folder = home.folder.path().join("folder");
+    let folder = storage.folder.path().join("folder");
     std::fs::create_dir(&folder).unwrap();
-    assert!(home.open(Some(&folder)).await.is_err());
+    assert!(storage.open(Some(&folder)).await.is_err());
 }
 
 #[tokio::test]
 async fn a_fenced_committer_stops_for_good() {
-    let home = Home::new();
-    let committer = home.plain().await;
+    let storage = Storage::new();
+    let committer = storage.plain().await;
     let ticket = committer.submit(row(2, 1)).unwrap();
     committer.durable(ticket).await.unwrap();
-    let other = home.plain().await;
+    let other = storage.plain().await;
     // Whichever notices first: the submission, when the engine's own tasks have met the fence, or
     // the flush.
     let lost = match committer.submit(row(3, 1)) {
@@ -338,8 +339,8 @@ async fn a_fenced_committer_stops_for_good() {
 /// A pack of which more references go than were counted is a broken invariant (R4).
 #[tokio::test]
 async fn a_negative_count_stops_the_committer() {
-    let home = Home::new();
-    let committer = home.plain().await;
+    let storage = Storage::new();
+    let committer = storage.plain().await;
     assert!(matches!(
         committer.submit(Batch { refs: vec![(pack(1), -1)], ..Batch::default() }),
         Err(FsError::Corrupt(_))
@@ -350,16 +351,16 @@ async fn a_negative_count_stops_the_committer() {
 
 #[tokio::test]
 async fn a_snapshot_holds_every_batch_before_it_and_its_clone_is_a_dataset_of_its_own() {
-    let home = Home::new();
-    let committer = home.plain().await;
+    let storage = Storage::new();
+    let committer = storage.plain().await;
     for n in 2..12 {
         committer.submit(row(n, n)).unwrap();
     }
     let checkpoint = committer.checkpoint("snap").await.unwrap();
     committer.submit(row(99, 1)).unwrap();
-    let mut clone = home.place.clone();
+    let mut clone = storage.place.clone();
     clone.incarnation = Incarnation::from_bytes([6; 16]);
-    let new = NewClone::read(&clone, home.place.incarnation, checkpoint).await.unwrap();
+    let new = NewClone::read(&clone, storage.place.incarnation, checkpoint).await.unwrap();
     new.make().await.unwrap();
     let cloned = Database::open(&clone, None).await.unwrap();
     let cloned =
@@ -375,11 +376,12 @@ async fn a_snapshot_holds_every_batch_before_it_and_its_clone_is_a_dataset_of_it
 /// outage finishes it.
 #[tokio::test]
 async fn closing_in_an_outage_may_be_repeated() {
-    let (home, failpoints) = (Home::new(), Failpoints::default());
-    let db = Database::open(&home.place, None).await.unwrap();
-    let committer = Committer::start(db, Some(&home.journal()), Box::new(|| 0), failpoints.clone())
-        .await
-        .unwrap();
+    let (storage, failpoints) = (Storage::new(), Failpoints::default());
+    let db = Database::open(&storage.place, None).await.unwrap();
+    let committer =
+        Committer::start(db, Some(&storage.journal()), Box::new(|| 0), failpoints.clone())
+            .await
+            .unwrap();
     failpoints.set("fs.commit.before-flush", "pause").unwrap();
     let applied = committer.submit(row(2, 20)).unwrap();
     committer.applied(applied).await.unwrap();
@@ -392,17 +394,17 @@ async fn closing_in_an_outage_may_be_repeated() {
         tokio::time::resume();
         assert!(matches!(closing.await, Err(FsError::Unavailable(_))));
         assert!(committer.has_not_stopped() && committer.submit(row(3, 30)).is_err());
-        assert!(home.journal().exists());
+        assert!(storage.journal().exists());
     }
     failpoints.set("fs.commit.before-flush", "off").unwrap();
     committer.close().await.unwrap();
-    assert!(!home.journal().exists(), "the store has it all");
+    assert!(!storage.journal().exists(), "the store has it all");
 }
 
 /// A node whose clock is far behind that of the last owner writes all the same.
 #[test]
 fn an_owner_with_a_slow_clock_goes_on() {
-    let home = Home::new();
+    let storage = Storage::new();
     for hours in [3, 1, 2, 0] {
         // Time that is passed in one runtime has not passed in the next.
         let runtime = tokio::runtime::Builder::new_current_thread()
@@ -411,7 +413,7 @@ fn an_owner_with_a_slow_clock_goes_on() {
             .build()
             .unwrap();
         runtime.block_on(async {
-            let committer = home.plain().await;
+            let committer = storage.plain().await;
             tokio::time::advance(Duration::from_secs(3600 * hours)).await;
             committer.durable(committer.submit(row(hours + 2, 1)).unwrap()).await.unwrap();
             if hours == 2 {

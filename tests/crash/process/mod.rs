@@ -2,8 +2,8 @@
 //! the process: when it goes, so does every task of it.
 
 use crate::calls::{Done, call, repeatable, walk};
-use crate::home::Home;
 use crate::script::{Op, Policy, Promise, Script, Tree, agrees, difference};
+use crate::storage::Storage;
 use crate::support::world::{World, new_volume};
 use bytes::Bytes;
 use std::time::{Duration, Instant};
@@ -83,11 +83,15 @@ pub struct Process {
 }
 
 impl Process {
-    pub async fn start(home: &Home, failpoints: impl FnOnce(&Failpoints), script: Script) -> Self {
+    pub async fn start(
+        storage: &Storage,
+        failpoints: impl FnOnce(&Failpoints),
+        script: Script,
+    ) -> Self {
         let catalog =
-            Catalog::open(home.bucket(), home.secret.as_ref()).await.expect("the pool opens");
+            Catalog::open(storage.bucket(), storage.secret.as_ref()).await.expect("the pool opens");
         failpoints(catalog.bucket().failpoints());
-        let world = World::builder("node").journals(home.journals()).settings(|settings| {
+        let world = World::builder("node").journals(storage.journals()).settings(|settings| {
             settings.cache = DbCache::new(8 << 20);
             settings.chunk_cache = ChunkCache::memory(8 << 20);
             settings.flush_interval = Duration::from_millis(100);

@@ -44,7 +44,7 @@ pub struct World {
     store: Arc<FaultStore>,
     server: Option<S3Server>,
     dataset: Dataset,
-    home: tempfile::TempDir,
+    journals: tempfile::TempDir,
     /// Counts the nodes that had it.
     node: u32,
     contract: Contract,
@@ -80,7 +80,7 @@ impl World {
             sync: if lies.sync.is_some() { SyncMode::Standard } else { sync },
             journal: rng.random_bool(0.75),
         };
-        let home = tempfile::tempdir().expect("a folder");
+        let journals = tempfile::tempdir().expect("a folder");
         let server = (over == Over::Server).then(S3Server::start);
         let store = match &server {
             None => FaultStore::memory(),
@@ -98,7 +98,7 @@ impl World {
                 FaultStore::over(server.pool("s3://test/pool").with_limits(quick()).store())
             }
         };
-        let mut dataset = Dataset::new(Bucket::memory(), home.path().to_owned());
+        let mut dataset = Dataset::new(Bucket::memory(), journals.path().to_owned());
         dataset.options.properties.sync = lies.sync.unwrap_or(contract.sync);
         dataset.options.flush_interval = Duration::from_millis(rng.random_range(20..400));
         Self {
@@ -106,7 +106,7 @@ impl World {
             store,
             server,
             dataset,
-            home,
+            journals,
             node: 0,
             contract,
             lies,
@@ -150,7 +150,7 @@ impl World {
     }
 
     fn journals(&self) -> PathBuf {
-        self.home.path().join(self.node.to_string())
+        self.journals.path().join(self.node.to_string())
     }
 
     async fn live(&mut self) -> Result<(), String> {

@@ -9,13 +9,13 @@ use zerofs_csi::crypto::Secret;
 
 /// The state that outlives a process: the pool and the node's disk.
 #[derive(Clone)]
-pub struct Home {
+pub struct Storage {
     store: Option<Arc<InMemory>>,
     folder: PathBuf,
     pub secret: Option<Secret>,
 }
 
-impl Home {
+impl Storage {
     /// A pool in memory; only the journals are on the disk.
     pub fn memory(folder: &Path) -> Self {
         Self { store: Some(Arc::default()), folder: folder.to_owned(), secret: None }
