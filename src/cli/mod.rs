@@ -42,6 +42,7 @@ mod snapshots;
 mod space;
 mod stopped;
 mod target;
+mod task;
 mod token;
 mod tree;
 
@@ -70,6 +71,7 @@ fn dispatch(cli: Cli) -> anyhow::Result<()> {
         Command::Pool(command) => pool::run(command),
         Command::Dataset(command) => dataset::run(command),
         Command::Policy(command) => policy::run(command),
+        Command::Task(command) => task::run(command),
         Command::Serve(args) => run::serve(args),
         Command::Controller(args) => run::controller(&args),
         Command::Node(args) => run::node(args),

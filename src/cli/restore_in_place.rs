@@ -180,7 +180,8 @@ impl Work<'_> {
             biased;
             () = stop.cancelled() => {
                 return Err(Interrupted::new(
-                    "the server goes on with the restore; run it again to restore what is missing",
+                    "the server goes on with the restore, which `zerofs-csi task list` shows and \
+                     `zerofs-csi task stop` stops; run it again to restore what is missing",
                 ));
             }
             ended = restoring => ended.inspect_err(|_| progress.say(""))?,

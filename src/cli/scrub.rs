@@ -152,8 +152,8 @@ async fn through(remote: &Remote, args: &ScrubArgs) -> anyhow::Result<ScrubRepor
         Ok(ended) => ended.unwrap_or_default(),
         Err(None) => {
             return Err(Interrupted::new(
-                "the server did not answer and may scrub on: its web page and StopTask of its API \
-                 stop a scrub",
+                "the server did not answer and may scrub on: `zerofs-csi task list` shows its \
+                 tasks, and `zerofs-csi task stop` stops one",
             ));
         }
         Err(Some((id, bytes))) => {

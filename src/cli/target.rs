@@ -182,6 +182,19 @@ impl PoolOrServer {
         self.pool.config()
     }
 
+    /// The server, for a command on its tasks, which no pool has.
+    pub async fn server_itself(&self) -> anyhow::Result<Remote> {
+        let pool = self.pool.pool.as_deref();
+        if let Some(endpoint) = self.endpoint()? {
+            return Remote::connect(&endpoint, &self.server, pool).await;
+        }
+        let names_pool = pool.is_some() || self.pool.config.is_some();
+        let class = if names_pool { Class::Unsupported } else { Class::Invalid };
+        let why = "tasks are those of a running server, not of a pool: name the server by --server \
+                   unix:PATH or https://HOST:PORT, or by ZEROFS_SERVER";
+        Err(Wrong::new(class, why))
+    }
+
     fn refuse_server(&self) -> anyhow::Result<()> {
         match self.endpoint()? {
             None => Ok(()),

@@ -8,6 +8,7 @@ mod browsing;
 mod command_breaks;
 mod command_busy;
 mod command_line;
+mod command_tasks;
 mod files;
 mod grpc;
 mod grpc_changes;

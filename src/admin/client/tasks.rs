@@ -41,6 +41,16 @@ impl Client {
         Ok(last)
     }
 
+    /// The tasks that run and the last that have ended, newest first, of all pools.
+    pub async fn list_tasks(&self) -> Result<Vec<Task>, ClientError> {
+        Ok(self.tasks().list_tasks(ListTasksRequest {}).await?.into_inner().tasks)
+    }
+
+    /// One task.
+    pub async fn task(&self, id: u64) -> Result<Task, ClientError> {
+        Ok(self.tasks().get_task(GetTaskRequest { id }).await?.into_inner())
+    }
+
     /// Asks a task to stop.
     pub async fn stop_task(&self, id: u64) -> Result<Task, ClientError> {
         Ok(self.tasks().stop_task(StopTaskRequest { id }).await?.into_inner())

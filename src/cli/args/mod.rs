@@ -6,6 +6,7 @@ mod policy;
 mod pool;
 mod server;
 mod snapshot;
+mod task;
 mod values;
 
 pub use dataset::{DatasetCommand, NewArgs, SetArgs};
@@ -15,6 +16,7 @@ pub use pool::{CheckArgs, GcArgs, NewKeyArgs, PoolCommand, ScrubArgs, SpaceArgs}
 pub use server::{AdminArgs, BenchArgs, ControllerArgs, DemoArgs, NodeArgs, ReadyArgs, ServeArgs};
 pub use server::{TokenArgs, TokenCommand};
 pub use snapshot::{SnapshotArgs, SnapshotCommand};
+pub use task::TaskCommand;
 pub use values::Property;
 
 use clap::{Args, Parser, Subcommand};
@@ -58,6 +60,9 @@ pub enum Command {
     /// Snapshot policies: snapshots by a schedule, and which of them stay
     #[command(subcommand)]
     Policy(PolicyCommand),
+    /// Restores in place, scrubs and collections of a running server
+    #[command(subcommand, after_help = task::TASK_HELP)]
+    Task(TaskCommand),
     /// Serve every dataset of a pool over NFS, and both CSI services on one socket
     Serve(ServeArgs),
     /// Run the CSI controller
