@@ -10,7 +10,7 @@ use super::groups;
 use super::history;
 use super::info::{self, DatasetShown, SnapshotShown};
 use super::properties;
-use super::remote::{Named, Remote};
+use super::remote::{Named, Remote, patiently};
 use super::restore;
 use super::snapshots;
 use super::target::{Opened, Target};
@@ -178,7 +178,7 @@ async fn list(common: &Common) -> anyhow::Result<()> {
                 .collect()
         }
         Target::Server(remote) => {
-            let found = remote.client.datasets(&remote.pool).await?;
+            let found = patiently(async || remote.client.datasets(&remote.pool).await).await?;
             found.into_iter().map(Into::into).collect()
         }
     };
@@ -193,8 +193,10 @@ async fn show(name: Option<&str>, common: &Common) -> anyhow::Result<()> {
             return match remote.named(name.unwrap_or_default()).await? {
                 Named::Dataset(dataset) => told(*dataset, common.output),
                 Named::Snapshot { dataset, snapshot } => {
-                    let found = remote.client.snapshot(&remote.pool, &dataset, &snapshot).await?;
-                    snapshots::print(common.output, &found.into())
+                    let (client, pool) = (&remote.client, &remote.pool);
+                    let found =
+                        patiently(async || client.snapshot(pool, &dataset, &snapshot).await);
+                    snapshots::print(common.output, &found.await?.into())
                 }
             };
         }

@@ -5,7 +5,7 @@ use super::args::DiffArgs;
 use super::diff_stat::{DiffStat, Shape};
 use super::exit::Wrong;
 use super::path;
-use super::remote::{Remote, kind};
+use super::remote::{Remote, kind, patiently};
 use super::stopped::Stopped;
 use super::target::{Opened, Target};
 use crate::admin::grpc::proto;
@@ -16,6 +16,7 @@ use crate::fs::{Aspect, Difference, PathDifference};
 use crate::types::{Class, DatasetId};
 use serde::Serialize;
 use std::io::{BufWriter, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Format {
@@ -113,7 +114,19 @@ async fn through(
     request: proto::DiffRequest,
     mut each: impl FnMut(&PathDifference) -> Result<(), Stopped>,
 ) -> Result<(), Stopped> {
-    remote.client.diff(request, |told| each(&found(told)?)).await
+    let has_begun = AtomicBool::new(false);
+    let mut tell = |told| {
+        has_begun.store(true, Ordering::Relaxed);
+        each(&found(told)?)
+    };
+    // Differences that were told are not told again.
+    patiently(async || match remote.client.diff(request.clone(), &mut tell).await {
+        Err(Stopped::Server(error)) if has_begun.load(Ordering::Relaxed) => {
+            Err(Stopped::Other(error.into()))
+        }
+        done => done,
+    })
+    .await
 }
 
 /// A difference as a server tells it.

@@ -3,7 +3,7 @@
 use super::args::HistoryArgs;
 use super::exit::{Interrupted, Wrong};
 use super::path;
-use super::remote::{kind, time};
+use super::remote::{kind, patiently, time};
 use super::report::{table, when};
 use super::target::Target;
 use crate::admin::grpc::proto;
@@ -105,7 +105,8 @@ async fn versions(
         }
         Target::Server(remote) => {
             let name = remote.live_or_default(dataset).await?;
-            let found = remote.client.history(&remote.pool, &name, path).await?;
+            let (client, pool) = (&remote.client, &remote.pool);
+            let found = patiently(async || client.history(pool, &name, path).await).await?;
             found.iter().map(|version| Version::told(&name, version)).collect()
         }
     }

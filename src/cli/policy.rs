@@ -1,7 +1,7 @@
 //! `policy …`: snapshot policies.
 
 use super::args::{Common, PolicyCommand, PolicySetArgs};
-use super::remote::{some, time};
+use super::remote::{patiently, some, time};
 use super::report::{plural, table, when};
 use super::target::{Opened, Target};
 use crate::admin::grpc::proto;
@@ -183,7 +183,9 @@ async fn show(name: Option<&str>, common: &Common) -> anyhow::Result<()> {
         Target::Pool(opened) => of_pool(&opened, name).await?,
         Target::Server(remote) => {
             let name = name.unwrap_or_default();
-            let mut told = remote.client.policy_with_decisions(&remote.pool, name).await?;
+            let (client, pool) = (&remote.client, &remote.pool);
+            let told = patiently(async || client.policy_with_decisions(pool, name).await);
+            let mut told = told.await?;
             let snapshots = std::mem::take(&mut told.decisions).into_iter().map(judged);
             PolicyAndSnapshots { snapshots: snapshots.collect(), policy: told.into() }
         }
@@ -266,7 +268,7 @@ async fn list(common: &Common) -> anyhow::Result<()> {
             known.collect()
         }
         Target::Server(remote) => {
-            let told = remote.client.policies(&remote.pool).await?;
+            let told = patiently(async || remote.client.policies(&remote.pool).await).await?;
             told.into_iter().map(Into::into).collect()
         }
     };
@@ -365,7 +367,9 @@ async fn simulate(
                 days,
                 all: which == SimulatedRows::All,
             };
-            told(dataset, remote.client.simulate_policy(request).await?)
+            let client = &remote.client;
+            let simulated = patiently(async || client.simulate_policy(request.clone()).await);
+            told(dataset, simulated.await?)
         }
     };
     common.output.print(&simulated, simulation_text)

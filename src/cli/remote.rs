@@ -133,7 +133,8 @@ impl MaybeBusy for ClientError {
     }
 }
 
-/// Repeats a read while the server says that it has no room.
+/// Repeats a read while the server says that it has no room. Every read of a command through a
+/// server goes by this.
 pub async fn patiently<T, E: MaybeBusy>(
     mut read: impl AsyncFnMut() -> Result<T, E>,
 ) -> Result<T, E> {

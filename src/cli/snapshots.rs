@@ -3,6 +3,7 @@
 use super::args::{Common, HoldArgs, Output};
 use super::exit::Wrong;
 use super::info::{self, SnapshotShown};
+use super::remote::patiently;
 use super::target::Target;
 use crate::admin::ClientError;
 use crate::admin::grpc::proto;
@@ -43,7 +44,10 @@ pub async fn show(dataset: &str, name: &str, common: &Common) -> anyhow::Result<
         Target::Pool(opened) => {
             SnapshotShown::of(&opened.browser.find_snapshot(dataset, name).await?)
         }
-        Target::Server(remote) => remote.client.snapshot(&remote.pool, dataset, name).await?.into(),
+        Target::Server(remote) => {
+            let (client, pool) = (&remote.client, &remote.pool);
+            patiently(async || client.snapshot(pool, dataset, name).await).await?.into()
+        }
     };
     print(common.output, &shown)
 }
@@ -63,7 +67,9 @@ pub async fn list(dataset: Option<&str>, common: &Common) -> anyhow::Result<()> 
             found.iter().map(SnapshotShown::of).collect()
         }
         Target::Server(remote) => {
-            let found = remote.client.snapshots(&remote.pool, dataset.unwrap_or_default()).await?;
+            let (client, pool) = (&remote.client, &remote.pool);
+            let of = dataset.unwrap_or_default();
+            let found = patiently(async || client.snapshots(pool, of).await).await?;
             found.into_iter().map(Into::into).collect()
         }
     };

@@ -1,6 +1,7 @@
 //! `space`: shows sizes, and what a deletion would free.
 
 use super::args::SpaceArgs;
+use super::remote::patiently;
 use super::report::{Progress, table};
 use super::target::Target;
 use crate::admin::grpc::proto;
@@ -23,8 +24,9 @@ pub fn run(args: SpaceArgs) -> anyhow::Result<()> {
             }
             Target::Server(remote) => {
                 let only = only.unwrap_or_default();
-                let told = remote.client.space(&remote.pool, only, args.exact).await;
-                told.map(Space::from).map_err(anyhow::Error::new)
+                let (client, pool) = (&remote.client, &remote.pool);
+                let told = patiently(async || client.space(pool, only, args.exact).await);
+                told.await.map(Space::from).map_err(anyhow::Error::new)
             }
         };
         drop(progress);
