@@ -1,7 +1,7 @@
 //! Errors as `application/problem+json` (RFC 9457), with the texts that the command line has: the
 //! one place where classes become statuses of HTTP.
 
-use super::auth::{Denied, LoginError};
+use super::auth::{Denied, LoginError, NoPlace};
 use crate::control::ControlError;
 use crate::types::{Class, Classify, with_causes};
 use axum::http::{HeaderValue, StatusCode, header};
@@ -9,6 +9,9 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use std::error::Error;
 use std::time::Duration;
+
+/// When a caller may ask again for a place.
+pub const PLACE_AGAIN: Duration = Duration::from_secs(5);
 
 /// An answer that says what is wrong and what to do next.
 #[derive(Clone, Debug)]
@@ -191,6 +194,12 @@ impl From<crate::catalog::CatalogError> for Problem {
 impl From<Denied> for Problem {
     fn from(denied: Denied) -> Self {
         Self::of_error(&denied)
+    }
+}
+
+impl From<NoPlace> for Problem {
+    fn from(full: NoPlace) -> Self {
+        Self::too_many(full.to_string(), PLACE_AGAIN)
     }
 }
 

@@ -1,12 +1,14 @@
 //! Connections on which nobody has been identified: their time has a limit, and their number from
-//! one address, so that nobody without a token holds the places of others.
+//! one address, so that nobody without a token holds the places of others. Those on which somebody
+//! has been have a limit for each caller.
 
+use super::auth::{Caller, NoPlace, Place, Places};
 use axum::http::Extensions;
 use parking_lot::Mutex;
 use std::collections::{HashMap, VecDeque};
 use std::net::IpAddr;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
@@ -18,14 +20,17 @@ const EACH_MAX: usize = 256;
 /// The same of all addresses, below the number of connections. A further one ends the oldest of the
 /// address that has the most.
 const ALL_MAX: usize = 768;
+/// Connections that one caller was the first to be identified on. A request on a further one is
+/// refused, and the connection remains a stranger's.
+const KNOWN_EACH_MAX: usize = 512;
 
 /// The connections of one address, the oldest first. Without an address: of a unix socket.
 type Waiting = HashMap<Option<IpAddr>, VecDeque<(u64, CancellationToken)>>;
 
-#[derive(Default)]
 pub struct Strangers {
     waiting: Mutex<Waiting>,
     last: AtomicU64,
+    known: Places,
 }
 
 /// A connection. It counts among the strangers until its caller is identified, or it ends.
@@ -34,7 +39,16 @@ pub struct Connection {
     from: Option<IpAddr>,
     id: u64,
     ousted: CancellationToken,
-    is_known: AtomicBool,
+    /// Its place among those of its caller.
+    known: OnceLock<Place>,
+}
+
+impl Default for Strangers {
+    fn default() -> Self {
+        // The number of all connections is limited where they are accepted.
+        let known = Places::new("connections", usize::MAX, KNOWN_EACH_MAX);
+        Self { waiting: Mutex::default(), last: AtomicU64::default(), known }
+    }
 }
 
 impl Strangers {
@@ -59,13 +73,7 @@ impl Strangers {
             oldest.cancel();
         }
         drop(waiting);
-        Arc::new(Connection {
-            strangers: self.clone(),
-            from,
-            id,
-            ousted,
-            is_known: AtomicBool::new(false),
-        })
+        Arc::new(Connection { strangers: self.clone(), from, id, ousted, known: OnceLock::new() })
     }
 
     fn leave(&self, from: Option<IpAddr>, id: u64) {
@@ -81,21 +89,30 @@ impl Strangers {
 
 impl Connection {
     /// Somebody has been identified on it.
-    pub fn identified(&self) {
-        if !self.is_known.swap(true, Ordering::Relaxed) {
+    ///
+    /// # Errors
+    /// The caller has too many connections.
+    pub fn identified(&self, caller: &Caller) -> Result<(), NoPlace> {
+        if self.is_known() {
+            return Ok(());
+        }
+        let place = self.strangers.known.take(caller)?;
+        if self.known.set(place).is_ok() {
             self.strangers.leave(self.from, self.id);
         }
+        Ok(())
     }
 
     /// The same, of the connection of a request.
-    pub fn identified_by(extensions: &Extensions) {
-        if let Some(connection) = extensions.get::<Arc<Self>>() {
-            connection.identified();
+    pub fn identified_by(extensions: &Extensions, caller: &Caller) -> Result<(), NoPlace> {
+        match extensions.get::<Arc<Self>>() {
+            Some(connection) => connection.identified(caller),
+            None => Ok(()),
         }
     }
 
     pub fn is_known(&self) -> bool {
-        self.is_known.load(Ordering::Relaxed)
+        self.known.get().is_some()
     }
 
     /// Waits until a newer connection takes its place.
@@ -114,7 +131,12 @@ impl Drop for Connection {
 
 #[cfg(test)]
 mod tests {
+    use super::super::auth::Identified;
     use super::*;
+
+    fn caller(uid: u32) -> Caller {
+        Caller { name: format!("user {uid}"), how: Identified::Peer { uid } }
+    }
 
     fn at(last: u8) -> Option<IpAddr> {
         Some(IpAddr::from([192, 0, 2, last]))
@@ -125,18 +147,37 @@ mod tests {
         let strangers = Arc::new(Strangers::default());
         let other = strangers.enter(at(2));
         let known = strangers.enter(at(1));
-        known.identified();
+        known.identified(&caller(1)).unwrap();
         let all: Vec<_> = (0..=EACH_MAX).map(|_| strangers.enter(at(1))).collect();
         let ousted = |of: &Connection| of.ousted.is_cancelled();
         assert!(ousted(&all[0]) && !all[1..].iter().any(|of| ousted(of)));
         assert!(!ousted(&known) && !ousted(&other));
         // Those that leave or become known make room as well.
-        all[1].identified();
+        all[1].identified(&caller(1)).unwrap();
         let next = strangers.enter(at(1));
         assert!(!ousted(&all[2]));
         let after = strangers.enter(at(1));
         assert!(ousted(&all[2]) && !ousted(&next) && !ousted(&all[1]));
         drop((all, next, after, other, known));
-        assert!(strangers.waiting.lock().is_empty());
+        assert!(strangers.waiting.lock().is_empty() && strangers.known.are_free());
+    }
+
+    #[test]
+    fn no_caller_has_all_connections() {
+        let strangers = Arc::new(Strangers::default());
+        let enter = |by: u32| {
+            let connection = strangers.enter(at(1));
+            let known = connection.identified(&caller(by));
+            (connection, known)
+        };
+        let all: Vec<_> = (0..KNOWN_EACH_MAX).map(|_| enter(1)).collect();
+        assert!(all.iter().all(|(_, known)| known.is_ok()));
+        let (further, refused) = enter(1);
+        assert!(!further.is_known());
+        assert!(refused.unwrap_err().to_string().contains("512 connections"));
+        // On one that is known already, anybody may ask.
+        assert!(all[0].0.identified(&caller(2)).is_ok() && enter(2).1.is_ok());
+        drop(all);
+        assert!(further.identified(&caller(1)).is_ok());
     }
 }

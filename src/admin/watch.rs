@@ -2,9 +2,12 @@
 //!
 //! Changes of tasks are sent at once. Datasets and snapshots may be changed by any process, and the
 //! store notifies nobody: their records are read every [`POLL_INTERVAL`], for each watcher.
+//!
+//! A watcher is told the end of its session at once when somebody logs out, and at the next poll
+//! when the session or its token expires, or the token is taken out of the file.
 
-use super::access::Access;
-use super::auth::{Action, Caller, Denied, Resource};
+use super::access::{Access, Authenticated};
+use super::auth::{Action, Denied, Place, Resource, Session};
 use crate::control::browse::{Browser, DatasetFacts, SnapshotFacts};
 use crate::control::{self, ControlError, Pool, Tasks};
 use crate::types::{Class, Classify};
@@ -12,7 +15,7 @@ use futures::{Stream, StreamExt};
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::task::AbortOnDropHandle;
@@ -55,7 +58,7 @@ pub struct Watch {
     pub access: Arc<Access>,
     pub tasks: Tasks,
     pub browser: Browser,
-    pub caller: Caller,
+    pub known: Authenticated,
 }
 
 /// The watcher has gone.
@@ -74,7 +77,7 @@ struct LastEvents<T> {
 /// among those who watch.
 pub fn watch<T: WatchEvent>(
     wanted: Watch,
-    place: OwnedSemaphorePermit,
+    place: Place,
 ) -> impl Stream<Item = Result<T, WatchError>> + Send + 'static {
     let (to, changes) = mpsc::channel(1);
     let held = (place, AbortOnDropHandle::new(tokio::spawn(wanted.run(to))));
@@ -96,8 +99,28 @@ async fn send<T>(to: &Changes<T>, change: T) -> Result<(), Gone> {
     to.send(Ok(change)).await.map_err(|_| Gone)
 }
 
+/// Waits until somebody logs out of a session; without one, for ever.
+async fn ended(session: Option<&Session>) {
+    match session {
+        Some(session) => session.ended().await,
+        None => std::future::pending().await,
+    }
+}
+
 impl Watch {
     async fn run<T: WatchEvent>(self, to: Changes<T>) {
+        let ended = tokio::select! {
+            biased;
+            () = ended(self.known.session.as_ref()) => Err(self.access_ended().into()),
+            ended = self.tell(&to) => ended,
+        };
+        if let Err(error) = ended {
+            let _gone = to.send(Err(error)).await;
+        }
+    }
+
+    /// Tells changes until the watcher leaves.
+    async fn tell<T: WatchEvent>(&self, to: &Changes<T>) -> Result<(), WatchError> {
         let mut last = LastEvents {
             tasks: HashMap::new(),
             datasets: HashMap::new(),
@@ -107,30 +130,39 @@ impl Watch {
         let mut look = Instant::now();
         loop {
             tasks.mark_unchanged();
-            if self.send_tasks(&mut last, &to).await.is_err() {
-                return;
+            if self.send_tasks(&mut last, to).await.is_err() {
+                return Ok(());
             }
             if Instant::now() >= look {
-                match self.send_records(&mut last, &to).await {
-                    Ok(Ok(())) => look = Instant::now() + POLL_INTERVAL,
-                    Ok(Err(Gone)) => return,
-                    Err(error) => {
-                        let _gone = to.send(Err(error)).await;
-                        return;
-                    }
+                if self.send_records(&mut last, to).await?.is_err() {
+                    return Ok(());
                 }
+                look = Instant::now() + POLL_INTERVAL;
             }
             tokio::time::sleep(PAUSE).await;
             tokio::select! {
-                changed = tasks.changed() => if changed.is_err() { return },
+                changed = tasks.changed() => if changed.is_err() { return Ok(()) },
                 () = tokio::time::sleep_until(look) => {}
-                () = to.closed() => return,
+                () = to.closed() => return Ok(()),
             }
         }
     }
 
+    fn access_ended(&self) -> Denied {
+        Denied::Ended { caller: self.known.caller.name.clone() }
+    }
+
     async fn allow(&self, resource: &Resource) -> Result<(), Denied> {
-        self.access.authorizer.allow(&self.caller, Action::List, resource).await
+        self.access.authorizer.allow(&self.known.caller, Action::List, resource).await
+    }
+
+    /// Whether the caller may watch still: a session or token may have expired, and a token may
+    /// have been taken out of its file.
+    async fn may_go_on(&self) -> Result<(), Denied> {
+        if self.known.session.as_ref().is_some_and(|of| !self.access.sessions.is_open(of)) {
+            return Err(self.access_ended());
+        }
+        self.allow(&Resource::pool(&self.browser.pool().name)).await
     }
 
     async fn send_tasks<T: WatchEvent>(
@@ -157,14 +189,13 @@ impl Watch {
         last: &mut LastEvents<T>,
         to: &Changes<T>,
     ) -> Result<Result<(), Gone>, WatchError> {
+        self.may_go_on().await?;
         let pool = self.browser.pool();
-        // A token may have expired, or been taken out of its file.
-        self.allow(&Resource::pool(&pool.name)).await?;
         let (mut datasets, mut snapshots) = (HashMap::new(), HashMap::new());
         for facts in self.browser.datasets().await? {
             let name = facts.dataset.name.to_string();
             if self.allow(&Resource::dataset(&pool.name, &name)).await.is_ok() {
-                let facts = self.access.known_facts(&self.caller, &pool.name, facts).await;
+                let facts = self.access.known_facts(&self.known.caller, &pool.name, facts).await;
                 datasets.insert(name, T::dataset(pool, facts));
             }
         }

@@ -50,4 +50,6 @@ pub use owner::{
 pub use pools::{Pool, Pools};
 pub use scrub::{Damaged, Scrub, Scrubbed};
 pub use space::{Accuracy, Space, SpaceOf, space};
-pub use tasks::{RunningTask, ScrubReport, TASKS_KEPT, Task, TaskKind, TaskOutcome, Tasks};
+pub use tasks::{
+    RunningTask, ScrubReport, TASKS_KEPT, TASKS_RUNNING_MAX, Task, TaskKind, TaskOutcome, Tasks,
+};

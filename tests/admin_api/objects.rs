@@ -103,7 +103,10 @@ async fn properties_change_at_once_and_snapshots_are_held() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_scrub_is_started_and_stopped_and_a_restore_keeps_what_it_replaces() {
-    let server = Server::start();
+    let mut server = Server::start();
+    for name in ["second", "third"] {
+        server.add_token(name, &["--role", "admin"]);
+    }
     server.fill().await;
     let scrubs = |role| {
         server.by(role, "POST", "/pools/main/scrubs").json(&json!({ "bytesPerSecond": 1 })).send()
@@ -127,11 +130,19 @@ async fn a_scrub_is_started_and_stopped_and_a_restore_keeps_what_it_replaces() {
         assert_eq!(String::from_utf8_lossy(&read.body), content, "{path}");
     }
 
-    let tasks: Vec<String> = (0..16)
-        .map(|_| format!("/tasks/{}/stop", scrubs("admin").json()["task"].as_str().unwrap()))
-        .collect();
+    // 8 of one caller run at once, and 16 of all.
+    wait_until("the tokens are known", || server.by("third", "GET", "/pools").send().status == 200);
+    let begin = |role| {
+        let started = scrubs(role);
+        assert_eq!(started.status, 202, "{started:?}");
+        format!("/tasks/{}/stop", started.json()["task"].as_str().unwrap())
+    };
+    let mut tasks: Vec<String> = (0..8).map(|_| begin("admin")).collect();
     let full = scrubs("admin");
-    assert!(full.problem(429).contains("tasks are running"), "{full:?}");
+    assert!(full.problem(429).contains("admin has 8 running tasks"), "{full:?}");
+    tasks.extend((0..8).map(|_| begin("second")));
+    let full = scrubs("third");
+    assert!(full.problem(429).contains("16 running tasks"), "{full:?}");
     assert!(full.header("retry-after").is_some(), "{full:?}");
     for stop in tasks {
         assert_eq!(server.by("admin", "POST", &stop).send().status, 200);

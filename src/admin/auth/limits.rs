@@ -1,12 +1,12 @@
-//! Rate limits: requests of each caller, downloads at once, wrong tokens of each address.
+//! Rate limits: requests of each caller, what is in progress at once, wrong tokens of each address.
 
-use super::Caller;
+use super::{Caller, Places};
+use crate::control::TASKS_RUNNING_MAX;
 use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::net::IpAddr;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::Semaphore;
 
 /// Most callers and addresses that are remembered; those unused for the longest time go first.
 const REMEMBERED_MAX: usize = 4096;
@@ -24,10 +24,13 @@ const WAITING_MAX: usize = 64;
 const WORK_MAX: usize = 8;
 /// The same of one caller.
 const WORK_EACH_MAX: usize = 4;
-
-/// Callers who watch at once, over whichever interface: for each of them the records of a pool are
-/// read again and again.
-pub const WATCHERS_MAX: usize = 16;
+/// Watchers at once, over whichever interface: for each of them the records of a pool are read
+/// again and again.
+const WATCHERS_MAX: usize = 16;
+/// The same of one caller.
+const WATCHERS_EACH_MAX: usize = 4;
+/// Tasks of one caller that run at once.
+const TASKS_EACH_MAX: usize = TASKS_RUNNING_MAX / 2;
 
 /// The limits of each caller.
 #[derive(Clone, Copy, Debug)]
@@ -36,7 +39,7 @@ pub struct RequestLimits {
     pub per_second: u32,
     /// Requests that may come at once after a pause.
     pub burst: u32,
-    /// Downloads of all callers at once.
+    /// Downloads of all callers at once; one caller has three quarters of them at most.
     pub downloads: usize,
 }
 
@@ -54,27 +57,6 @@ pub enum Admission {
     After(Duration),
 }
 
-/// A download in progress; it is over when this is dropped.
-pub struct Download(
-    #[expect(dead_code, reason = "held until the download ends")] OwnedSemaphorePermit,
-);
-
-/// A call in progress that takes long or much memory; it is over when this is dropped.
-pub struct Work {
-    working: Arc<Mutex<HashMap<Caller, usize>>>,
-    caller: Caller,
-}
-
-impl Drop for Work {
-    fn drop(&mut self) {
-        let mut working = self.working.lock();
-        if let Some(count) = working.get_mut(&self.caller) {
-            *count -= 1;
-        }
-        working.retain(|_, count| *count > 0);
-    }
-}
-
 struct Bucket {
     tokens: f64,
     at: Instant,
@@ -88,9 +70,12 @@ struct Failures {
 pub struct Limits {
     limits: RequestLimits,
     callers: Mutex<HashMap<Caller, Bucket>>,
-    downloads: Arc<Semaphore>,
-    watchers: Arc<Semaphore>,
-    working: Arc<Mutex<HashMap<Caller, usize>>>,
+    pub downloads: Places,
+    pub watchers: Places,
+    /// Calls that take long or much memory.
+    pub work: Places,
+    /// Tasks that were started over an interface.
+    pub tasks: Places,
     failures: Mutex<HashMap<IpAddr, Failures>>,
     waiting: Semaphore,
 }
@@ -100,9 +85,18 @@ impl Limits {
         Self {
             limits,
             callers: Mutex::default(),
-            downloads: Arc::new(Semaphore::new(limits.downloads)),
-            watchers: Arc::new(Semaphore::new(WATCHERS_MAX)),
-            working: Arc::default(),
+            downloads: Places::new(
+                "downloads in progress",
+                limits.downloads,
+                share_of_one(limits.downloads),
+            ),
+            watchers: Places::new("watch streams", WATCHERS_MAX, WATCHERS_EACH_MAX),
+            work: Places::new(
+                "searches, comparisons and measurements in progress",
+                WORK_MAX,
+                WORK_EACH_MAX,
+            ),
+            tasks: Places::new("running tasks", TASKS_RUNNING_MAX, TASKS_EACH_MAX),
             failures: Mutex::default(),
             waiting: Semaphore::new(WAITING_MAX),
         }
@@ -129,27 +123,6 @@ impl Limits {
         Admission::After(Duration::from_secs_f64((1.0 - bucket.tokens) / rate))
     }
 
-    /// A place among the downloads in progress, if one is free.
-    pub fn download(&self) -> Option<Download> {
-        self.downloads.clone().try_acquire_owned().ok().map(Download)
-    }
-
-    /// A place among those who watch, if one is free.
-    pub fn watch(&self) -> Option<OwnedSemaphorePermit> {
-        self.watchers.clone().try_acquire_owned().ok()
-    }
-
-    /// A place among the calls that take long or much memory, if one is free for the caller.
-    pub fn work(&self, caller: &Caller) -> Option<Work> {
-        let mut working = self.working.lock();
-        let (all, own) = (working.values().sum::<usize>(), working.entry(caller.clone()));
-        let own = own.or_default();
-        let is_free = all < WORK_MAX && *own < WORK_EACH_MAX;
-        *own += usize::from(is_free);
-        working.retain(|_, count| *count > 0);
-        is_free.then(|| Work { working: self.working.clone(), caller: caller.clone() })
-    }
-
     /// Holds the answer to a wrong token back, for longer each time.
     pub async fn wrong_token(&self, from: Option<IpAddr>) -> Admission {
         let wait = self.next_wait(from, Instant::now());
@@ -170,6 +143,11 @@ impl Limits {
         (of.count, of.last) = (of.count.saturating_add(1), now);
         wait
     }
+}
+
+/// The part of a large number of places that one caller may take: three quarters.
+pub fn share_of_one(all: usize) -> usize {
+    all - all / 4
 }
 
 fn make_room<K: Clone + Eq + std::hash::Hash, V>(
@@ -209,30 +187,16 @@ mod tests {
     }
 
     #[test]
-    fn downloads_have_places() {
-        let limits = Limits::new(RequestLimits { downloads: 1, ..RequestLimits::default() });
-        let first = limits.download().unwrap();
-        assert!(limits.download().is_none());
-        drop(first);
-        assert!(limits.download().is_some());
-    }
-
-    #[test]
-    fn work_has_places_and_no_caller_takes_all_of_them() {
-        let limits = Limits::new(RequestLimits::default());
-        let take = |uid, count| -> Vec<Work> {
-            (0..count).filter_map(|_| limits.work(&caller(uid))).collect()
-        };
-        let first = take(1, 100);
-        let second = take(2, 3);
-        assert_eq!((first.len(), second.len()), (4, 3));
-        assert_eq!(take(3, 100).len(), 1);
-        assert_eq!(take(2, 1).len(), 1, "it was given back");
-        let third = take(3, 1);
-        assert!(limits.work(&caller(4)).is_none());
-        drop((first, second, third));
-        assert_eq!(take(4, 100).len(), 4);
-        assert!(limits.working.lock().is_empty());
+    fn downloads_have_places_and_no_caller_takes_all_of_them() {
+        for (downloads, own) in [(1, 1), (2, 2), (4, 3), (128, 96)] {
+            let limits = Limits::new(RequestLimits { downloads, ..RequestLimits::default() });
+            let take = || limits.downloads.take(&caller(1)).ok();
+            let held: Vec<_> = std::iter::from_fn(take).collect();
+            assert_eq!(held.len(), own);
+            assert_eq!(limits.downloads.take(&caller(2)).is_ok(), own < downloads);
+            drop(held);
+            assert!(limits.downloads.take(&caller(1)).is_ok());
+        }
     }
 
     #[test]

@@ -17,13 +17,15 @@
 
 pub mod audit;
 mod limits;
+mod places;
 mod roles;
 mod secret;
 mod sessions;
 pub mod tls;
 mod tokens;
 
-pub use limits::{Admission, Download, Limits, RequestLimits, WATCHERS_MAX, Work};
+pub use limits::{Admission, Limits, RequestLimits, share_of_one};
+pub use places::{NoPlace, Place, Places};
 pub use roles::{FileAuthorizer, LocalUsers};
 pub use secret::Secret;
 pub use sessions::{AGE_MAX, LoginError, Session, Sessions};

@@ -1,7 +1,7 @@
 //! One call: whom it is from, its limits, and what it may do.
 
 use super::super::access::{Access, Authenticated, Peer};
-use super::super::auth::{Action, Caller, Resource, Work, audit};
+use super::super::auth::{Action, Caller, NoPlace, Place, Places, Resource, audit, share_of_one};
 use super::super::problem::Problem;
 use super::super::strangers::Connection;
 use crate::control::ControlError;
@@ -13,7 +13,7 @@ use axum::middleware::Next;
 use axum::response::Response;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tonic::Status;
 
@@ -36,7 +36,7 @@ pub(super) type RpcResult<T> = Result<tonic::Response<T>, Status>;
 /// Admits calls: who may do what, and how many at once.
 pub(super) struct CallAdmission {
     access: Arc<Access>,
-    calls: Arc<Semaphore>,
+    calls: Places,
     /// One pool is measured at a time.
     pub measuring: Semaphore,
 }
@@ -47,11 +47,15 @@ pub(super) struct Call {
     known: Authenticated,
     /// When its stream ends.
     pub deadline: Instant,
-    _place: Arc<OwnedSemaphorePermit>,
-    _work: Option<Arc<Work>>,
+    _place: Arc<Place>,
+    _work: Option<Arc<Place>>,
 }
 
 impl Call {
+    pub fn known(&self) -> &Authenticated {
+        &self.known
+    }
+
     pub fn caller(&self) -> &Caller {
         &self.known.caller
     }
@@ -59,12 +63,19 @@ impl Call {
 
 impl CallAdmission {
     pub fn new(access: Arc<Access>) -> Self {
-        let calls = Arc::new(Semaphore::new(CALLS_MAX));
+        let calls = Places::new("calls in progress", CALLS_MAX, share_of_one(CALLS_MAX));
         Self { access, calls, measuring: Semaphore::new(1) }
     }
 
     pub fn access(&self) -> &Arc<Access> {
         &self.access
+    }
+
+    /// The place of a call, and a second one if it takes long or much memory.
+    fn places(&self, caller: &Caller, method: &str) -> Result<(Place, Option<Place>), NoPlace> {
+        let place = self.calls.take(caller)?;
+        let work = WORK.contains(&method).then(|| self.access.limits.work.take(caller));
+        Ok((place, work.transpose()?))
     }
 
     /// Takes the call of a request.
@@ -147,27 +158,20 @@ pub(super) async fn admit(
         Ok(known) => known,
         Err(problem) => return refused(&problem),
     };
-    Connection::identified_by(request.extensions());
     let asked = timeout_of(headers);
-    let Ok(place) = admission.calls.clone().try_acquire_owned() else {
-        let why = format!("{CALLS_MAX} calls are in progress: retry");
-        return Status::resource_exhausted(why).into_http();
-    };
     let method = uri.path().rsplit('/').next().unwrap_or_default();
-    let work = match WORK.contains(&method).then(|| admission.access.limits.work(&known.caller)) {
-        None => None,
-        Some(Some(work)) => Some(Arc::new(work)),
-        Some(None) => {
-            let why = "too many searches, comparisons and measurements are in progress: retry";
-            return Status::resource_exhausted(why).into_http();
-        }
+    let places = Connection::identified_by(request.extensions(), &known.caller)
+        .and_then(|()| admission.places(&known.caller, method));
+    let (place, work) = match places {
+        Ok((place, work)) => (Arc::new(place), work.map(Arc::new)),
+        Err(full) => return status(&full).into_http(),
     };
     let now = Instant::now();
     // A place among the few is not for a stream that nobody reads.
     let longest = if work.is_some() { MEASURE_LIMIT } else { STREAM_LIMIT };
     let deadline = now + asked.unwrap_or(longest).min(longest);
     let limit = if method == "GetSpace" { MEASURE_LIMIT } else { ANSWER_LIMIT };
-    let call = Call { known, deadline, _place: Arc::new(place), _work: work };
+    let call = Call { known, deadline, _place: place, _work: work };
     request.extensions_mut().insert(call);
     match tokio::time::timeout_at(deadline.min(now + limit), next.run(request)).await {
         Ok(response) => response,

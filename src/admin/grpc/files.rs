@@ -13,6 +13,7 @@ use crate::control::browse::{self, Browser, LIST_MAX, Pattern, VISITED_MAX, show
 use crate::control::{ControlError, Replaced, RestoreInPlace};
 use crate::fs::Difference as Found;
 use crate::fs::api::FileKind;
+use crate::rpc::status;
 use crate::types::Incarnation;
 use bytes::Bytes;
 use futures::{StreamExt, stream};
@@ -141,9 +142,8 @@ impl Files for Services {
         let at = self.root(&call, root, Action::Read).await?;
         let object = format!("{}:{}", at.name, shown_path(&path));
         let audited = self.admission.audit(&call, Action::Read, "ReadFile", object);
-        let Some(download) = self.admission.access().limits.download() else {
-            return Err(Status::resource_exhausted("too many downloads are in progress: retry"));
-        };
+        let downloads = &self.admission.access().limits.downloads;
+        let download = downloads.take(call.caller()).map_err(|full| status(&full))?;
         let opened = async {
             let open = at.browser.open(&at.root).await?;
             let file = open.stat(&path).await?;
@@ -362,6 +362,7 @@ impl Files for Services {
             n => format!(" and {} more", n - 1),
         };
         let subject = format!("{of}@{snapshot}:{first}{more}");
+        let place = self.task_place(&call)?;
         let wanted = (wanted, if keep { Replaced::KeptBeside } else { Replaced::Removed });
         let about = format!("{}/{subject}", browser.pool().name);
         let (pool, controller) = (browser.pool(), &self.admin.controller);
@@ -370,7 +371,7 @@ impl Files for Services {
         let started =
             self.admin.tasks.start_restore(controller, pool, &live, wanted, subject, changed);
         let id = started.map_err(failed)?;
-        self.audit_task(&call, Action::Restore, ("Restore", about), id);
+        self.audit_task(&call, Action::Restore, ("Restore", about), (id, place));
         let progress = self
             .progress(id)
             .map(|task| Ok(RestoreResponse { task: Some(convert::task(task?)), plan: None }));

@@ -1,6 +1,6 @@
 //! The service of long work.
 
-use super::super::auth::{Action, Resource, WATCHERS_MAX};
+use super::super::auth::{Action, Place, Resource};
 use super::super::watch::{Watch, resource, watch};
 use super::call::{Call, CallAdmission, RpcResult};
 use super::datasets::failed;
@@ -58,17 +58,25 @@ impl Services {
         })
     }
 
-    /// Writes the outcome of a task into the audit log when it has ended.
+    /// A place among the tasks that run.
+    pub(super) fn task_place(&self, call: &Call) -> Result<Place, Status> {
+        let tasks = &self.admission.access().limits.tasks;
+        tasks.take(call.caller()).map_err(|full| status(&full))
+    }
+
+    /// Writes the outcome of a task into the audit log when it has ended. It has its place until
+    /// then.
     pub(super) fn audit_task(
         &self,
         call: &Call,
         action: Action,
         (what, object): (&'static str, String),
-        id: u64,
+        (id, place): (u64, Place),
     ) {
         let audited = self.admission.audit(call, action, what, object);
         let mut progress = Box::pin(self.progress(id));
         tokio::spawn(async move {
+            let _place = place;
             let mut last = None;
             while let Some(Ok(task)) = progress.next().await {
                 last = Some(task);
@@ -130,10 +138,11 @@ impl Tasks for Services {
             name => Some(self.dataset(&call, &browser, name, Action::Administer).await?),
         };
         let rate = Some(bytes_per_second).filter(|rate| *rate > 0);
+        let place = self.task_place(&call)?;
         let (tasks, volumes) = (&self.admin.tasks, &self.admin.volumes);
         let id = tasks.start_scrub(pool, volumes, only.as_ref(), rate).map_err(failed)?;
         let about = format!("{}/{dataset}", pool.name);
-        self.audit_task(&call, Action::Administer, ("Scrub", about), id);
+        self.audit_task(&call, Action::Administer, ("Scrub", about), (id, place));
         let progress = self.progress(id).map(|task| task.map(convert::scrub));
         Ok(Response::new(answers(call, (), progress)))
     }
@@ -145,15 +154,13 @@ impl Tasks for Services {
         let browser = self.browser(&request.into_inner().pool)?;
         let resource = Resource::pool(&browser.pool().name);
         self.admission.allow(&call, Action::List, &resource).await?;
-        let Some(place) = self.admission.access().limits.watch() else {
-            let why = format!("{WATCHERS_MAX} callers watch already: retry when one has left");
-            return Err(Status::resource_exhausted(why));
-        };
+        let watchers = &self.admission.access().limits.watchers;
+        let place = watchers.take(call.caller()).map_err(|full| status(&full))?;
         let wanted = Watch {
             access: self.admission.access().clone(),
             tasks: self.admin.tasks.clone(),
             browser,
-            caller: call.caller().clone(),
+            known: call.known().clone(),
         };
         let changes = watch(wanted, place).map(|change| change.map_err(|error| status(&error)));
         Ok(Response::new(answers(call, (), changes)))

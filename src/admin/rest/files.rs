@@ -179,7 +179,7 @@ pub async fn content(
         Body::empty()
     } else {
         let log = audited(&known, Action::Read, "read", object);
-        let place = rest.place()?;
+        let place = rest.admin.access.limits.downloads.take(&known.caller)?;
         let pieces = root.read(&file, range.clone());
         Body::from_stream(Sending::new(pieces, range.end - range.start, log, place))
     };

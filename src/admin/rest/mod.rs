@@ -27,8 +27,8 @@ mod tasks;
 mod watch;
 
 use super::access::{Authenticated, Peer};
-use super::auth::{Action, Download};
-use super::problem::Problem;
+use super::auth::Action;
+use super::problem::{PLACE_AGAIN, Problem};
 use super::state::{Admin, audited};
 use super::strangers::Connection;
 use super::web;
@@ -52,8 +52,6 @@ const BODY_BYTES_MAX: usize = 1 << 20;
 const LOGIN_BYTES_MAX: usize = 4 << 10;
 /// Time until an answer begins. A body that is sent takes as long as it needs.
 const ANSWER_LIMIT: Duration = Duration::from_secs(60);
-/// When a caller may ask again for a place among the downloads, or the calls that take long.
-const PLACE_AGAIN: Duration = Duration::from_secs(5);
 /// The page's policy: nothing but its own files, and no other page around it.
 const PAGE_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' \
     blob:; connect-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'";
@@ -103,14 +101,7 @@ impl Rest {
         Ok((browser, dataset))
     }
 
-    /// A place for a download.
-    fn place(&self) -> Result<Download, Problem> {
-        self.admin.access.limits.download().ok_or_else(|| {
-            Problem::too_many("too many downloads at once: try again soon", PLACE_AGAIN)
-        })
-    }
-
-    /// The answer to whom no task was begun for.
+    /// The answer to a caller for whom no task was begun.
     fn not_begun(&self, error: ControlError) -> Problem {
         match self.admin.tasks.is_full() {
             true => Problem::too_many(error.to_string(), PLACE_AGAIN),
@@ -232,7 +223,9 @@ async fn identify(State(rest): State<Rest>, mut request: Request, next: Next) ->
     let (method, uri) = (request.method().clone(), request.uri().clone());
     match rest.admin.access.identify(peer, &method, &uri, request.headers()).await {
         Ok(known) => {
-            Connection::identified_by(request.extensions());
+            if let Err(full) = Connection::identified_by(request.extensions(), &known.caller) {
+                return Problem::from(full).into_response();
+            }
             // Other interfaces know the caller alone.
             request.extensions_mut().insert(known.caller.clone());
             request.extensions_mut().insert(known);
@@ -249,12 +242,9 @@ async fn at_work(
     request: Request,
     next: Next,
 ) -> Response {
-    match rest.admin.access.limits.work(&known.caller) {
-        Some(_work) => next.run(request).await,
-        None => {
-            let why = "too many searches and comparisons at once: try again soon";
-            Problem::too_many(why, PLACE_AGAIN).into_response()
-        }
+    match rest.admin.access.limits.work.take(&known.caller) {
+        Ok(_place) => next.run(request).await,
+        Err(full) => Problem::from(full).into_response(),
     }
 }
 

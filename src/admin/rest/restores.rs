@@ -3,10 +3,11 @@
 use super::ask::{Body, PathParams, absolute};
 use super::{Problem, Rest};
 use crate::admin::access::Authenticated;
-use crate::admin::auth::Action;
+use crate::admin::auth::audit::Audited;
+use crate::admin::auth::{Action, Place};
 use crate::admin::state::audited;
 use crate::control::browse::{Browser, Entry, OpenRoot, Root};
-use crate::control::{Replaced, RestoreInPlace};
+use crate::control::{ControlError, Replaced, RestoreInPlace, TaskOutcome, Tasks};
 use crate::fs::api::FileKind;
 use crate::types::{Class, Classify, Incarnation};
 use axum::Json;
@@ -145,6 +146,7 @@ pub async fn create(
     let more =
         if wanted.len() > 1 { format!(" and {} more", wanted.len() - 1) } else { String::new() };
     let subject = format!("{name}@{}:{first}{more}", new.snapshot);
+    let place = rest.admin.access.limits.tasks.take(&known.caller)?;
     let log = audited(&known, Action::Restore, "restore", format!("{pool}/{subject}"));
     let restores = wanted
         .iter()
@@ -164,7 +166,7 @@ pub async fn create(
         tasks.start_restore(controller, browser.pool(), &dataset, restores, subject, changed);
     match started {
         Ok(id) => {
-            tokio::spawn(log_the_end(tasks.clone(), id, log));
+            tokio::spawn(log_the_end(tasks.clone(), id, (log, place)));
             Ok((StatusCode::ACCEPTED, Json(Started { task: id.to_string() })).into_response())
         }
         Err(error) => {
@@ -174,13 +176,8 @@ pub async fn create(
     }
 }
 
-/// Writes the outcome of a task to the audit log.
-pub async fn log_the_end(
-    tasks: crate::control::Tasks,
-    id: u64,
-    log: crate::admin::auth::audit::Audited,
-) {
-    use crate::control::TaskOutcome;
+/// Writes the outcome of a task to the audit log. The task has its place until then.
+pub async fn log_the_end(tasks: Tasks, id: u64, (log, _place): (Audited, Place)) {
     let mut changes = tasks.watch();
     loop {
         let Ok(task) = tasks.get(id) else { return };
@@ -191,7 +188,7 @@ pub async fn log_the_end(
                 return log.done();
             }
             TaskOutcome::Failed { class, why } => {
-                return log.failed(&crate::control::ControlError::Refused { class, why });
+                return log.failed(&ControlError::Refused { class, why });
             }
             TaskOutcome::Stopped => return,
         }

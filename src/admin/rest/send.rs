@@ -1,7 +1,7 @@
 //! Bodies that are sent piece by piece. Each holds a place among the downloads, and is written to
 //! the audit log when it ends: when all of it was sent, when it failed, or when its caller left.
 
-use crate::admin::auth::Download;
+use crate::admin::auth::Place;
 use crate::admin::auth::audit::Audited;
 use crate::control::ControlError;
 use bytes::Bytes;
@@ -18,7 +18,7 @@ pub struct Sending {
     /// Bytes to come; `None` where nobody knows before the end.
     left: Option<u64>,
     log: Option<Audited>,
-    _place: Download,
+    _place: Place,
 }
 
 impl Sending {
@@ -27,7 +27,7 @@ impl Sending {
         pieces: impl Stream<Item = Result<Bytes, ControlError>> + Send + 'static,
         len: u64,
         log: Audited,
-        place: Download,
+        place: Place,
     ) -> Self {
         Self { left: Some(len), ..Self::unbounded(pieces, log, place) }.begun()
     }
@@ -36,7 +36,7 @@ impl Sending {
     pub fn unbounded(
         pieces: impl Stream<Item = Result<Bytes, ControlError>> + Send + 'static,
         log: Audited,
-        place: Download,
+        place: Place,
     ) -> Self {
         Self { pieces: Box::pin(pieces), left: None, log: Some(log), _place: place }
     }

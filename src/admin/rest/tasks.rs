@@ -191,12 +191,13 @@ pub async fn scrub(
         Some(name) => Some(rest.admin.browser(opened).dataset(name).await?),
         None => None,
     };
+    let place = rest.admin.access.limits.tasks.take(&known.caller)?;
     let about = format!("{pool}/{}", dataset.as_deref().unwrap_or_default());
     let log = audited(&known, Action::Administer, "scrub", about);
     let (tasks, volumes) = (&rest.admin.tasks, &rest.admin.volumes);
     match tasks.start_scrub(opened, volumes, only.as_ref(), bytes_per_second) {
         Ok(id) => {
-            tokio::spawn(log_the_end(tasks.clone(), id, log));
+            tokio::spawn(log_the_end(tasks.clone(), id, (log, place)));
             Ok((StatusCode::ACCEPTED, Json(Started { task: id.to_string() })))
         }
         Err(error) => {

@@ -3,9 +3,9 @@
 use super::ask::{PathParams, Query};
 use super::shape::{DatasetShape, SnapshotShape};
 use super::tasks::TaskShape;
-use super::{PLACE_AGAIN, Problem, Rest};
+use super::{Problem, Rest};
 use crate::admin::access::Authenticated;
-use crate::admin::auth::{Action, Resource, WATCHERS_MAX};
+use crate::admin::auth::{Action, Resource};
 use crate::admin::watch::{Watch, WatchEvent, watch};
 use crate::control::browse::{DatasetFacts, SnapshotFacts};
 use crate::control::{Pool, Task};
@@ -63,7 +63,8 @@ impl WatchEvent for Change {
             GET has it (`usedBytes` is null), and `removed` with `{\"name\": \"DATASET\"}` or \
             `{\"name\": \"DATASET@SNAPSHOT\"}`: every object as it is, then each that changes. \
             Tasks are told at once, and of all pools; records are read every 15 seconds. `error` \
-            with a problem ends the stream; it ends after a day at the latest"
+            with a problem ends the stream, as when the caller has logged out; it ends after a day \
+            at the latest"
     ))
 )]
 pub async fn get(
@@ -75,15 +76,12 @@ pub async fn get(
     query.only(&[])?;
     rest.admin.allow(&known, Action::List, &Resource::pool(&pool)).await?;
     let browser = rest.admin.browser(rest.admin.pool(&pool)?);
-    let place = rest.admin.access.limits.watch().ok_or_else(|| {
-        let why = format!("{WATCHERS_MAX} callers watch already: try again when one has left");
-        Problem::too_many(why, PLACE_AGAIN)
-    })?;
+    let place = rest.admin.access.limits.watchers.take(&known.caller)?;
     let wanted = Watch {
         access: rest.admin.access.clone(),
         tasks: rest.admin.tasks.clone(),
         browser,
-        caller: known.caller,
+        known,
     };
     let changes = watch::<Change>(wanted, place).map(|change| {
         Ok(match change {

@@ -64,7 +64,7 @@ pub async fn get(
             [] => object(&pool, &dataset, &query, b"/")?,
         };
         let log = audited(&known, Action::Read, "archive", object);
-        let place = rest.place()?;
+        let place = rest.admin.access.limits.downloads.take(&known.caller)?;
         let skip = common_folder(&paths);
         let packing = Packing { root, tops, skip, format };
         Body::from_stream(Sending::unbounded(packing.start(), log, place))
