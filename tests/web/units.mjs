@@ -53,6 +53,24 @@ export async function units() {
     equal(wrong, '', 'what differs');
   });
 
+  await test('sizes are written as they are read', async () => {
+    const page = await open();
+    await page.goto(base);
+    const wrong = await page.evaluate(async () => {
+      const [{ sizeText }, { parseSize }] = await Promise.all([
+        import('/format.js'),
+        import('/home.js'),
+      ]);
+      const cases = { 1: '1', 1000: '1000', 1024: '1Ki', 1572864: '1536Ki', 21474836480: '20Gi' };
+      for (const [count, text] of Object.entries(cases)) {
+        if (sizeText(Number(count)) !== text) return `${count}: ${sizeText(Number(count))}`;
+        if (parseSize(text) !== Number(count)) return `${text}: ${parseSize(text)}`;
+      }
+      return sizeText(null);
+    });
+    equal(wrong, '', 'what differs');
+  });
+
   await test('paths keep every byte', async () => {
     const page = await open();
     await page.goto(base);

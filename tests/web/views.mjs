@@ -6,6 +6,7 @@ import {
   check,
   equal,
   open,
+  rest,
   row,
   secret,
   settled,
@@ -109,6 +110,105 @@ export async function views(at) {
     await page.getByRole('button', { name: 'Remove' }).click();
     await page.getByRole('button', { name: 'Remove it' }).click();
     await page.getByText('No snapshots are taken by themselves').waitFor();
+  });
+
+  await test('a dataset is changed and renamed', async () => {
+    const drafts = '/pools/main/datasets/drafts';
+    await rest('POST', '/pools/main/datasets', { name: 'drafts', sizeBytes: 2 ** 30 });
+    const page = await open();
+    await signIn(page, at('dataset', { dataset: 'drafts' }));
+    const change = page.getByRole('button', { name: 'Change', exact: true });
+    const asked = async () => {
+      await page.getByRole('button', { name: 'Change properties' }).click();
+      await change.waitFor();
+    };
+    const lifted = async () => {
+      await page.getByLabel('Files, at most').fill('');
+      await page.getByLabel('Bytes read a second, at most').fill('');
+      await page.getByLabel('Sync').selectOption('default');
+    };
+    await asked();
+    await accessible(page, 'changing properties');
+    await shot(page, 'properties-1280-light');
+    equal(await page.getByLabel('Size, at most').inputValue(), '1Gi', 'the present size');
+    await page.getByLabel('Size, at most').fill('much');
+    await page.keyboard.press('Enter');
+    await page.getByText('much is no size').waitFor();
+    await page.getByLabel('Size, at most').fill('2Gi');
+    await page.getByLabel('Files, at most').fill('1000');
+    await page.getByLabel('Bytes read a second, at most').fill('5Mi');
+    await page.getByLabel('Bytes written a second, at most').fill('5');
+    await page.getByLabel('Sync').selectOption('always');
+    await page.getByLabel('Folder .snapshots').selectOption('visible');
+    await change.click();
+    await page.getByRole('dialog').getByText('maxWriteBandwidth').waitFor();
+    await page.getByLabel('Bytes written a second, at most').fill('');
+    await change.click();
+    await page.getByText('2 GiB quota').waitFor();
+    await page.getByText('at most 5 MiB/s').waitFor();
+    const set = await rest('GET', drafts);
+    equal(
+      [set.sizeBytes, set.quotaInodes, set.maxReadBandwidth, set.sync, set.snapdir],
+      [2 * 2 ** 30, 1000, 5 * 2 ** 20, 'always', 'visible'],
+      'what was changed',
+    );
+    equal([set.maxWriteBandwidth, set.maxIops], [null, null], 'what was left as it was');
+    await asked();
+    await lifted();
+    await page.keyboard.press('Escape');
+    await change.waitFor({ state: 'detached' });
+    equal((await rest('GET', drafts)).quotaInodes, 1000, 'the quota of files after Escape');
+    await asked();
+    await lifted();
+    await change.click();
+    await change.waitFor({ state: 'detached' });
+    const back = await rest('GET', drafts);
+    equal([back.quotaInodes, back.maxReadBandwidth, back.sync], [null, null, null], 'no limits');
+
+    await page.getByRole('button', { name: 'Rename', exact: true }).click();
+    await accessible(page, 'renaming');
+    await page.getByLabel('Name', { exact: true }).fill('documents');
+    await page.keyboard.press('Enter');
+    await page.getByRole('dialog').getByRole('alert').waitFor();
+    await page.getByLabel('Name', { exact: true }).fill('papers');
+    await page.keyboard.press('Enter');
+    await page.getByRole('heading', { name: 'papers' }).waitFor();
+    check(page.url().includes('dataset=papers'), 'the address names the dataset');
+    const viewer = await open();
+    await signIn(viewer, at('dataset', { dataset: 'papers' }), 'viewer');
+    equal(
+      await viewer.getByRole('button', { name: /Change properties|Rename/ }).count(),
+      0,
+      'buttons that would be refused',
+    );
+    await rest('DELETE', '/pools/main/datasets/papers');
+  });
+
+  await test('a task is stopped, by its button that keeps the focus', async () => {
+    const { task } = await rest('POST', '/pools/main/scrubs', {
+      dataset: 'documents',
+      bytesPerSecond: 1,
+    });
+    const page = await open();
+    await signIn(page, '/tasks');
+    const stop = page.getByRole('button', { name: 'Stop the scrub of documents' });
+    await stop.focus();
+    const drawn = await stop.elementHandle();
+    await until(
+      async () => !(await drawn.evaluate((one) => one.isConnected)),
+      'the rows are drawn again',
+    );
+    check(
+      await stop.evaluate((one) => one === document.activeElement),
+      'the button keeps the focus',
+    );
+    await accessible(page, 'a task that runs');
+    await page.keyboard.press('Enter');
+    await until(
+      async () => (await rest('GET', `/tasks/${task}`)).state === 'stopped',
+      'the scrub is stopped',
+    );
+    await stop.waitFor({ state: 'detached' });
   });
 
   await test('space is measured and drawn', async () => {

@@ -124,6 +124,9 @@ export const datasets = (pool) => recent(`${poolUrl(pool)}/datasets`);
 export const dataset = (at, signal) => json(datasetUrl(at), { signal });
 export const createDataset = (pool, body) =>
   json(`${poolUrl(pool)}/datasets`, { method: 'POST', body });
+export const changeDataset = (at, body) => json(datasetUrl(at), { method: 'PATCH', body });
+export const renameDataset = (at, name) =>
+  json(`${datasetUrl(at)}/rename`, { method: 'POST', body: { name } });
 export const space = (pool, values, signal) =>
   json(`${poolUrl(pool)}/space${query(values)}`, { signal });
 
@@ -183,6 +186,7 @@ export const restore = (at, body) => json(`${datasetUrl(at)}/restores`, { method
 
 export const tasks = async (signal) => (await json(`${BASE}/tasks`, { signal })).items;
 export const task = (id) => json(`${BASE}/tasks/${part(id)}`);
+export const stopTask = (id) => json(`${BASE}/tasks/${part(id)}/stop`, { method: 'POST' });
 export const problems = async (signal) => (await json(`${BASE}/problems`, { signal })).items;
 
 /** A dataset's snapshot policy; a dataset without one is an error of status 404. */

@@ -6,6 +6,7 @@ import { bytes, count, plural, timeElement, when } from './format.js';
 import { frame } from './frame.js';
 import { tags, usage } from './home.js';
 import { fromText, visible } from './paths.js';
+import { changeDialog, renameDialog } from './properties.js';
 import { go, link } from './router.js';
 import { may, poolOf } from './shell.js';
 import { snapshotDialog } from './snapshots.js';
@@ -34,7 +35,7 @@ export async function view(given, signal) {
       h('h2', null, snapshots.length > 0 ? plural(snapshots.length, 'snapshot') : 'Snapshots'),
       snapshots.length > 0 ? timeline(at, snapshots) : noSnapshots(at),
     ),
-    h('section', null, h('h2', null, 'Properties'), facts(dataset, pool)),
+    h('section', null, propertiesHeading(at, dataset, pool), facts(dataset, pool)),
   ];
   return { title: at.dataset, node };
 }
@@ -73,6 +74,22 @@ function finder(at) {
   );
 }
 
+function propertiesHeading(at, dataset, pool) {
+  const isDefault = dataset.name === pool?.defaultDataset;
+  return h(
+    'div',
+    { class: 'row apart wrap' },
+    h('h2', null, 'Properties'),
+    may('admin') &&
+      h(
+        'div',
+        { class: 'row' },
+        h('button', { onclick: () => changeDialog(at, dataset, isDefault) }, 'Change properties'),
+        h('button', { onclick: () => renameDialog(at) }, 'Rename'),
+      ),
+  );
+}
+
 function facts(dataset, pool) {
   const items = [
     ['Used', usage(dataset)],
@@ -81,7 +98,8 @@ function facts(dataset, pool) {
     ['Open on', dataset.owner ? visible(dataset.owner) : 'no node'],
     ['Record size', bytes(dataset.recordBytes)],
     ['Compression', dataset.compression],
-    ['Sync', dataset.sync],
+    ['Sync', dataset.sync ?? 'by access modes'],
+    ['Folder .snapshots', dataset.snapdir],
     ['Inode quota', dataset.quotaInodes && count(dataset.quotaInodes)],
     ['Reads', dataset.maxReadBandwidth && `at most ${bytes(dataset.maxReadBandwidth)}/s`],
     ['Writes', dataset.maxWriteBandwidth && `at most ${bytes(dataset.maxWriteBandwidth)}/s`],

@@ -16,6 +16,18 @@ export function bytes(count) {
   return `${Number(value.toFixed(digits))} ${UNITS[unit]}`;
 }
 
+/** A size as people type it, without a loss: 20Gi, 1536Mi, 1000. Nothing for none. */
+export function sizeText(count) {
+  if (count === null || count === undefined) return '';
+  let value = Number(count);
+  let unit = 0;
+  while (value > 0 && value % 1024 === 0 && unit < UNITS.length - 1) {
+    value /= 1024;
+    unit += 1;
+  }
+  return `${value}${unit === 0 ? '' : UNITS[unit].slice(0, 2)}`;
+}
+
 const numbers = new Intl.NumberFormat('en');
 export const count = (value) => numbers.format(value);
 export const plural = (value, one, many = `${one}s`) =>

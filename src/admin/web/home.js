@@ -7,7 +7,7 @@ import { trouble } from './failure.js';
 import { visible } from './paths.js';
 import { go, link } from './router.js';
 import { may, poolOf } from './shell.js';
-import { taskList } from './tasks.js';
+import { redraw, taskList } from './tasks.js';
 
 export async function view(at, signal) {
   const pool = poolOf(at);
@@ -25,7 +25,7 @@ export async function view(at, signal) {
   const showTasks = ({ detail }) => {
     const active = detail.filter((task) => !task.ended);
     running.hidden = active.length === 0;
-    replace(running, h('h2', null, 'Running now'), taskList(active));
+    redraw(running, h('h2', null, 'Running now'), taskList(active));
   };
   document.addEventListener('tasks', showTasks, { signal });
   const body = here?.waiting

@@ -93,7 +93,7 @@ function current(at, policy) {
         { class: 'facts' },
         fact('Taken', described(policy.schedule)),
         fact('Time zone', visible(policy.timeZone)),
-        fact('PathParams', `${visible(policy.prefix)}…`),
+        fact('Names begin with', visible(policy.prefix)),
         fact('Without changes', policy.skipEmpty ? 'none is taken' : 'one is taken'),
         fact('Next', policy.next && timeElement(policy.next, when)),
         fact(

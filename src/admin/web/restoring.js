@@ -6,7 +6,7 @@ import { trouble } from './failure.js';
 import { go, link, show } from './router.js';
 import { tasksChanged } from './shell.js';
 import { nameForNow } from './snapshots.js';
-import { taskRow } from './tasks.js';
+import { redraw, taskRow } from './tasks.js';
 
 const POLL_MS = 700;
 
@@ -41,7 +41,7 @@ export async function start(shownDialog, body, at, plan) {
 async function follow(shownDialog, status, at, id) {
   for (;;) {
     const task = await api.task(id);
-    if (shownDialog.isConnected) replace(status, taskRow(task));
+    if (shownDialog.isConnected) redraw(status, taskRow(task));
     if (task.ended) {
       if (!task.error) {
         toast('Restored', { link: h('a', { href: link('tasks', {}) }, 'Show') });

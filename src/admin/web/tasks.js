@@ -1,9 +1,10 @@
 // Activity: the long work of the server, running and ended.
 
 import * as api from './api.js';
-import { h, icon, replace } from './dom.js';
+import { h, icon, replace, toast } from './dom.js';
 import { bytes, duration, plural, timeElement } from './format.js';
 import { visible } from './paths.js';
+import { may, tasksChanged } from './shell.js';
 
 const REFRESH_MS = 1500;
 const REFRESH_IDLE_MS = 6000;
@@ -13,7 +14,7 @@ export async function view(at, signal) {
   const draw = (tasks) => {
     const active = tasks.filter((task) => !task.ended);
     const ended = tasks.filter((task) => task.ended).reverse();
-    replace(
+    redraw(
       list,
       section('Running now', active),
       section('Ended', ended),
@@ -70,6 +71,33 @@ function nothing() {
   );
 }
 
+/** Replaces rows of tasks; the button that had the focus has it again, or else the view has it. */
+export function redraw(list, ...rows) {
+  const held = list.contains(document.activeElement) && document.activeElement.dataset.stop;
+  replace(list, ...rows);
+  if (!held) return;
+  const again = list.querySelector(`[data-stop="${CSS.escape(held)}"]`);
+  (again ?? list.closest('dialog') ?? document.getElementById('main')).focus();
+}
+
+function stopButton(task, name) {
+  const title = `the ${name.toLowerCase()} of ${visible(task.subject)}`;
+  const stop = async () => {
+    try {
+      await api.stopTask(task.id);
+      toast(`Asked ${title} to stop`);
+      tasksChanged();
+    } catch (error) {
+      toast(error.message, { tone: 'error' });
+    }
+  };
+  return h(
+    'button',
+    { class: 'quiet', 'aria-label': `Stop ${title}`, 'data-stop': task.id, onclick: stop },
+    'Stop',
+  );
+}
+
 export const taskList = (tasks) => h('div', { class: 'card flush' }, tasks.map(taskRow));
 
 const NAMES = { restore: 'Restore', scrub: 'Scrub', collection: 'Collection' };
@@ -103,6 +131,7 @@ export function taskRow(task) {
         h('span', { class: ['tag', STATES[task.state]] }, task.state),
         h('span', null, task.ended ? 'took ' : 'for ', took),
         h('span', { class: 'wide-only' }, timeElement(task.started)),
+        !task.ended && may('admin') && stopButton(task, name),
       ),
     ),
     !task.ended &&
