@@ -28,7 +28,7 @@ use crate::fs::row::{Extent, Inode};
 use crate::fs::snapshot_fs::{SnapshotFs, SnapshotInode};
 use crate::fs::walk::Walk;
 use crate::types::{EntryName, InodeNo};
-use outcome::LeftOut;
+use outcome::{LeftOut, Unplaced};
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -41,8 +41,6 @@ const LINKS_MAX: usize = 1 << 20;
 const BACKUPS_MAX: u32 = 9999;
 /// Most objects that take one name while it is restored, and are kept.
 const KEEPS_MAX: u32 = 16;
-/// The reason why the content of a file was not restored to its end.
-const STOPPED: &str = "the restore was asked to stop";
 
 /// Treatment of an object that has the name of one that is restored. A directory is
 /// never replaced.
@@ -281,9 +279,9 @@ impl Restore<'_> {
             return Ok(());
         }
         let placed = self.place(&source, dir, name, there).await;
-        placed.map_err(|error| match error {
-            FsError::Busy(STOPPED) => self.stopped(),
-            error => self.refused(below, error),
+        placed.map_err(|why| match why {
+            Unplaced::Stopped => self.stopped(),
+            Unplaced::Fs(error) => self.refused(below, error),
         })?;
         self.progress.add(if source.row.kind == FileKind::Regular { source.row.size } else { 0 });
         Ok(())
@@ -395,7 +393,7 @@ impl Restore<'_> {
         dir: FileRef,
         name: &EntryName,
         there: Option<Arc<Node>>,
-    ) -> Result<(), FsError> {
+    ) -> Result<(), Unplaced> {
         let (row, first) = (&source.row, self.links.get(&source.ino).copied());
         let back = there
             .filter(|_| self.overwrite == Overwrite::Replace)
@@ -425,7 +423,7 @@ impl Restore<'_> {
                 return Ok(());
             }
         }
-        Err(FsError::Busy("the name changes faster than it can be replaced"))
+        Err(FsError::Busy("the name changes faster than it can be replaced").into())
     }
 
     /// The file's extents as they are, without those that truncations hide or that lie past its
@@ -434,7 +432,7 @@ impl Restore<'_> {
         &self,
         row: &Inode,
         given_back: u64,
-    ) -> Result<super::content::Copied, FsError> {
+    ) -> Result<super::content::Copied, Unplaced> {
         let mut content = self.fs.contents.begin_copy(row.allocated, given_back)?;
         let record_bytes = 1u32 << row.record_bits;
         let (mut from, end) = (0, row.size.div_ceil(u64::from(record_bytes)));
@@ -443,7 +441,7 @@ impl Restore<'_> {
             let more = page.len() == RECORDS;
             for (n, extent) in page {
                 if self.progress.is_stopped() {
-                    return Err(FsError::Busy(STOPPED));
+                    return Err(Unplaced::Stopped);
                 }
                 from = n + 1;
                 if n >= end

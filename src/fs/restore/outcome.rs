@@ -91,6 +91,19 @@ impl RestoreError {
     }
 }
 
+/// The reason why one object was not placed.
+pub(super) enum Unplaced {
+    /// The restore was asked to stop.
+    Stopped,
+    Fs(FsError),
+}
+
+impl From<FsError> for Unplaced {
+    fn from(error: FsError) -> Self {
+        Self::Fs(error)
+    }
+}
+
 /// The objects that were left out.
 #[derive(Default)]
 pub(super) struct LeftOut {
