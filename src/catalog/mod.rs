@@ -59,4 +59,5 @@ pub use policies::PolicyVersion;
 pub use pool::Catalog;
 pub use readers::{READING_EXPIRY, READING_RENEWAL, Readers, Reading};
 pub use record::*;
+pub use rename::Rename;
 pub use snapshots::SnapshotSlot;

@@ -27,6 +27,9 @@
 //!
 //! A crash leaves an intent, which the next rename of the dataset replaces, and until then the name
 //! is refused to others; or an alias that does not count, which the next use of the name replaces.
+//!
+//! Others take the intent away ([`Catalog::keep_name`]) when they have made something by the
+//! dataset's name: step 3 fails then.
 
 use super::chain::{Newest, Versioned};
 use super::change::Removable;
@@ -80,6 +83,15 @@ impl Slot {
     }
 }
 
+/// A rename whose intent is durable.
+#[derive(Clone, Debug)]
+pub struct Rename {
+    id: DatasetId,
+    before: DatasetName,
+    name: DatasetName,
+    attempt: Incarnation,
+}
+
 /// The dataset whose record the slot has.
 pub(super) fn dataset_in(at: Versioned<Slot>) -> Option<Versioned<Dataset>> {
     let Versioned { version, record, floor } = at;
@@ -102,6 +114,22 @@ impl Catalog {
         id: DatasetId,
         name: &DatasetName,
     ) -> Result<Versioned<Dataset>, CatalogError> {
+        let (unchanged, rename) = self.begin_rename(id, name).await?;
+        match rename {
+            Some(rename) => self.complete_rename(&rename).await,
+            None => Ok(unchanged),
+        }
+    }
+
+    /// Step 1. `None`: the dataset has the name.
+    ///
+    /// # Errors
+    /// As [`Self::rename_dataset`].
+    pub async fn begin_rename(
+        &self,
+        id: DatasetId,
+        name: &DatasetName,
+    ) -> Result<(Versioned<Dataset>, Option<Rename>), CatalogError> {
         let attempt = Incarnation::random();
         let mut before = name.clone();
         let intended = self.update_dataset(id, |dataset| {
@@ -115,23 +143,37 @@ impl Catalog {
         });
         let intended = intended.await?;
         if before == *name {
-            return Ok(intended);
+            return Ok((intended, None));
         }
         self.step("catalog.rename.intent").await?;
-        if let Err(error) = self.claim_name(id, name, attempt).await {
-            self.withdraw(id, name, attempt).await?;
+        Ok((intended, Some(Rename { id, before, name: name.clone(), attempt })))
+    }
+
+    /// Steps 2 and 3.
+    ///
+    /// # Errors
+    /// As [`Self::rename_dataset`]; [`CatalogError::InProgress`] where the intent was taken away,
+    /// or replaced.
+    pub async fn complete_rename(
+        &self,
+        rename: &Rename,
+    ) -> Result<Versioned<Dataset>, CatalogError> {
+        let Rename { id, before, name, attempt } = rename;
+        if let Err(error) = self.claim_name(*id, name, *attempt).await {
+            self.withdraw_rename(rename).await?;
             return Err(error);
         }
         self.step("catalog.rename.alias").await?;
-        let renamed = self.update_dataset(id, |dataset| {
+        let renamed = self.update_dataset(*id, |dataset| {
             if dataset.name == *name {
                 return Ok(());
             }
             if dataset.state != State::Ready {
                 return Err(not_ready(dataset));
             }
-            if !has_intent(dataset, name, attempt) {
-                let what = format!("another rename of dataset {}", dataset.name);
+            if !has_intent(dataset, name, *attempt) {
+                let of = &dataset.name;
+                let what = format!("another rename of dataset {of}, or a writable snapshot of it,");
                 return Err(CatalogError::InProgress { what });
             }
             dataset.name = name.clone();
@@ -141,8 +183,44 @@ impl Catalog {
         });
         let renamed = renamed.await?;
         self.step("catalog.rename.renamed").await?;
-        self.forget_alias(id, &before).await?;
+        self.forget_alias(*id, before).await?;
         Ok(renamed)
+    }
+
+    /// Gives the intent of a rename up.
+    pub async fn withdraw_rename(&self, rename: &Rename) -> Result<(), CatalogError> {
+        let withdrawn = self.update_dataset(rename.id, |dataset| {
+            if has_intent(dataset, &rename.name, rename.attempt) {
+                dataset.naming.intent = None;
+            }
+            Ok(())
+        });
+        withdrawn.await.map(drop)
+    }
+
+    /// Ends a rename in progress of a dataset that has this name: it keeps the name until somebody
+    /// begins to rename it again. Returns its record, which may have another name; `None`: the
+    /// dataset does not exist.
+    pub async fn keep_name(
+        &self,
+        id: DatasetId,
+        name: &DatasetName,
+    ) -> Result<Option<Dataset>, CatalogError> {
+        let Some(at) = self.dataset_by_id(id).await? else { return Ok(None) };
+        if at.record.name != *name || at.record.naming.intent.is_none() {
+            return Ok(Some(at.record));
+        }
+        let kept = self.update_dataset_from(&at, |dataset| {
+            if dataset.name == *name {
+                dataset.naming.intent = None;
+            }
+            Ok(())
+        });
+        match kept.await {
+            Ok(at) => Ok(Some(at.record)),
+            Err(CatalogError::NotFound { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     /// Step 2: makes the name find the dataset.
@@ -219,21 +297,6 @@ impl Catalog {
     async fn dataset_at(&self, id: DatasetId) -> Result<Option<Versioned<Dataset>>, CatalogError> {
         let found = self.dataset_of(id).newest::<Slot>().await?.live().and_then(dataset_in);
         Ok(found.filter(|at| at.record.incarnation == id.incarnation))
-    }
-
-    async fn withdraw(
-        &self,
-        id: DatasetId,
-        name: &DatasetName,
-        attempt: Incarnation,
-    ) -> Result<(), CatalogError> {
-        let withdrawn = self.update_dataset(id, |dataset| {
-            if has_intent(dataset, name, attempt) {
-                dataset.naming.intent = None;
-            }
-            Ok(())
-        });
-        withdrawn.await.map(drop)
     }
 
     /// Removes the alias by which a name found the dataset, which has another name, or is dead.

@@ -44,6 +44,7 @@ mod support;
 mod takeover;
 mod two_owners;
 mod unfinished;
+mod writable;
 
 use support::clock::Driven;
 use support::files::{data, noise};

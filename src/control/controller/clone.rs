@@ -141,8 +141,8 @@ impl Controller {
         })
     }
 
-    /// Undoes an intent whose source is gone: dead first, then the effect (R3).
-    async fn abandon(&self, pool: &Pool, intent: &Dataset) -> Result<(), ControlError> {
+    /// Undoes an intent that cannot be completed: dead first, then the effect (R3).
+    pub(super) async fn abandon(&self, pool: &Pool, intent: &Dataset) -> Result<(), ControlError> {
         let id: DatasetId = intent.id();
         let dead = pool.catalog.update_dataset(id, |dataset| {
             match dataset.state {
@@ -177,7 +177,6 @@ async fn detach(clone: &DbPlace) -> Result<(), FsError> {
     }
 }
 
-/// Puts the clone among the snapshot's dependants, which keeps the checkpoint (R14).
 /// The database that a clone is to get; `None`: the clone is the snapshot itself.
 async fn new_database(
     clone: &Dataset,

@@ -84,7 +84,10 @@ impl Controller {
             None => self.intend(pool, &new, name, source).await?,
         };
         let dataset = match at.record.state {
-            State::Creating => self.finish_clone(pool, at, source).await?,
+            State::Creating => {
+                self.keep_source_name(pool, &new, &at).await?;
+                self.finish_clone(pool, at, source).await?
+            }
             _ => at.record,
         };
         Ok(volume_info(pool, dataset))

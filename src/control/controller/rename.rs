@@ -21,12 +21,20 @@ impl Controller {
         let _lock = self.lock_volume(volume.dataset)?;
         let absent = || ControlError::NotFound { what: format!("volume {volume}") };
         let dataset = pool.catalog.dataset_by_id(volume.dataset).await?.ok_or_else(absent)?.record;
-        has_plain_name(pool, &dataset).await?;
-        Ok(pool.catalog.rename_dataset(volume.dataset, name).await?.record)
+        may_be_renamed(pool, &dataset).await?;
+        let (at, rename) = pool.catalog.begin_rename(volume.dataset, name).await?;
+        let Some(rename) = rename else { return Ok(at.record) };
+        // A writable snapshot that was begun since the look before is seen by this one, or sees
+        // the intent (`writable.rs`).
+        if let Err(error) = may_be_renamed(pool, &at.record).await {
+            pool.catalog.withdraw_rename(&rename).await?;
+            return Err(error);
+        }
+        Ok(pool.catalog.complete_rename(&rename).await?.record)
     }
 }
 
-async fn has_plain_name(pool: &Pool, dataset: &Dataset) -> Result<(), ControlError> {
+async fn may_be_renamed(pool: &Pool, dataset: &Dataset) -> Result<(), ControlError> {
     let datasets = pool.catalog.datasets().await?.into_iter().map(|at| at.record);
     let live = datasets.filter(|of| matches!(of.state, State::Ready | State::Creating));
     let why = |why: String| Err(ControlError::Precondition(why));
