@@ -10,9 +10,9 @@ use super::settings::VolumeSettings;
 use crate::catalog::{Catalog, Dataset, Form, State};
 use crate::fs::check::{self, Repaired};
 use crate::fs::db::{self, CheckpointId, ClosedDatabase, Database, DbPlace, Detached};
-use crate::fs::{Committer, Fs, FsError, void_journals};
+use crate::fs::{Committer, Fs, FsError, key, void_journals};
 use crate::telemetry::Injected;
-use crate::types::{DatasetId, Epoch, PackId};
+use crate::types::{DatasetId, Epoch, InodeNo, PackId};
 
 /// Returns the database of a dataset whose record, as just read, says that it is released, if it
 /// was closed in order: its checkpoint needs neither a claim nor an opening.
@@ -30,7 +30,8 @@ pub async fn closed_database(
     if !is_released {
         return Ok(None);
     }
-    ClosedDatabase::read(&settings.place(pool, dataset.family, dataset.incarnation)).await
+    let place = settings.place(pool, dataset.family, dataset.incarnation);
+    ClosedDatabase::read(&place, &key::inode(InodeNo::ROOT)).await
 }
 
 /// Makes a checkpoint of a released dataset. It holds every acknowledged change, because released
@@ -303,6 +304,11 @@ async fn taken(pool: &Catalog, id: DatasetId, dataset: String) -> Result<VolumeE
 }
 
 /// Returns also the writer epoch of the opening that made it.
+///
+/// A first opening that fails may leave a database without a root directory, of which no reader
+/// could open a snapshot. Whatever opens the database again, an attempt or the end of a lost
+/// owner's journal, may put its rows into tables. So no checkpoint is taken of a database whose
+/// tables cannot have the root's row, before an opening as a file system has made sure of a root.
 async fn checkpoint(
     settings: &VolumeSettings,
     pool: &Catalog,
@@ -310,10 +316,12 @@ async fn checkpoint(
     name: &str,
 ) -> Result<(CheckpointId, Epoch), FsError> {
     let Opening { place, expected } = &held.opening;
-    if *expected > Epoch(0) {
-        return db::checkpoint_closed(place, name, *expected).await;
+    let root = key::inode(InodeNo::ROOT);
+    if *expected > Epoch(0)
+        && let Some(made) = db::checkpoint_closed(place, name, (*expected, &root[..])).await?
+    {
+        return Ok(made);
     }
-    // The dataset was never opened: it has no root directory yet.
     let fs = open(settings, pool, held).await?;
     let (made, epoch) = (fs.snapshot(name).await, fs.epoch());
     let closed = fs.close().await;

@@ -8,8 +8,8 @@ use crate::world::{Process, World};
 use std::path::Path;
 use std::time::Duration;
 use zerofs_csi::control::Source;
-use zerofs_csi::fs::db;
-use zerofs_csi::types::{Class, Classify, Incarnation, Timestamp, VolumeHandle};
+use zerofs_csi::fs::{db, key};
+use zerofs_csi::types::{Class, Classify, Incarnation, InodeNo, Timestamp, VolumeHandle};
 use zerofs_csi::volume::collect_released;
 
 /// Every durable step in [`SOURCES`].
@@ -169,8 +169,9 @@ async fn checkpoint_late(process: &Process, of: VolumeHandle) {
     let family = process.catalog.dataset_by_id(of.dataset).await.unwrap().unwrap().record.family;
     let place = process.volumes.settings().place(&process.catalog, family, of.dataset.incarnation);
     let epoch = db::epoch(&place).await.unwrap();
-    let late = db::checkpoint_closed(&place, &Incarnation::random().to_string(), epoch).await;
-    late.unwrap();
+    let (name, root) = (Incarnation::random().to_string(), key::inode(InodeNo::ROOT));
+    let late = db::checkpoint_closed(&place, &name, (epoch, &root[..])).await.unwrap();
+    late.expect("it was opened");
 }
 
 /// Collections until one has nothing more to do, and the caring for a database, which a collector

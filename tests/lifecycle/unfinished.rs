@@ -3,7 +3,8 @@
 use super::{World, data};
 use std::time::Duration;
 use zerofs_csi::catalog::State;
-use zerofs_csi::control::Plan;
+use zerofs_csi::control::{Plan, ReleaseMode};
+use zerofs_csi::fs::api::FileSystem;
 use zerofs_csi::types::{Class, Classify, VolumeHandle};
 
 async fn plan(world: &World) -> Plan {
@@ -91,5 +92,51 @@ fn a_name_is_free_once_its_earlier_life_is_removed() {
             world.assert_empty(step).await;
             world.create("v", None).await.unwrap();
         }
+    });
+}
+
+/// A first opening fails between the database and the root directory, once or more often: what the
+/// first ones wrote may be in a table by then. No reader could open a snapshot without a root.
+#[test]
+fn a_snapshot_of_a_volume_that_was_never_served_has_a_root() {
+    super::run(async {
+        for step in ["fs.commit.before-epoch", "fs.commit.after-epoch"] {
+            for failures in 1..=3 {
+                let what = format!("{step}, {failures} times");
+                let world = World::new().await;
+                let volume = world.volume("v").await;
+                for _ in 0..failures {
+                    world.failpoints().set(step, "1*return").unwrap();
+                    let opened = world.volumes.open(&world.catalog, volume.dataset).await;
+                    assert!(opened.is_err(), "{what}");
+                }
+                assert_eq!(world.record(volume).await.owner, None, "{what}");
+                let cut = world.snapshot(volume, "cut").await;
+                let opened = world.volumes.export_snapshot(&world.catalog, cut.snapshot).await;
+                let (fs, _) = opened.unwrap();
+                assert!(fs.getattr(fs.root()).await.is_ok(), "{what}");
+            }
+        }
+    });
+}
+
+/// The owner that opened it first dies before there is a root. A release by force ends its journal,
+/// which puts the superblock into a table.
+#[test]
+fn nor_has_one_whose_first_owner_was_lost_none() {
+    super::run(async {
+        let world = World::new().await;
+        let volume = world.volume("v").await;
+        let failpoints = world.failpoints().clone();
+        failpoints.set("fs.commit.after-epoch", "1*return").unwrap();
+        failpoints.set("volume.close.release", "return").unwrap();
+        assert!(world.volumes.open(&world.catalog, volume.dataset).await.is_err());
+        assert!(world.record(volume).await.owner.is_some(), "the failure has no point");
+        let other = world.beside_in_fast_time("controller-1");
+        other.controller.release_volume(volume, ReleaseMode::Force).await.unwrap();
+        let cut = other.snapshot(volume, "cut").await;
+        let opened = other.volumes.export_snapshot(&other.catalog, cut.snapshot).await;
+        let (fs, _) = opened.unwrap();
+        assert!(fs.getattr(fs.root()).await.is_ok());
     });
 }

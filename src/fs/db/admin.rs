@@ -5,7 +5,9 @@ use super::collection::{self, Ages};
 use super::database::last_time;
 use super::detach::Detached;
 use super::settings::TableReaders;
-use super::{CheckpointId, Database, DbPlace, compaction::admin, limited, named, settings, step};
+use super::{
+    CheckpointId, Database, DbPlace, compaction::admin, limited, may_have, named, settings, step,
+};
 use crate::fs::FsError;
 use crate::types::{Epoch, Incarnation};
 use slatedb::admin::CloneSourceSpec;
@@ -85,21 +87,27 @@ pub async fn epoch(place: &DbPlace) -> Result<Epoch, FsError> {
 /// closes. A checkpoint from outside (`create_detached_checkpoint`) would miss rows that only the
 /// WAL holds. Returns also the writer epoch of that opening. [`FsError::Fenced`], and nobody is
 /// fenced, when its writer epoch is no longer `expected`.
+///
+/// `first`: the key of a row that its first opening writes. `None`: no table has such a row, so that
+/// the first opening may have failed before.
 pub async fn checkpoint_closed(
     place: &DbPlace,
     name: &str,
-    expected: Epoch,
-) -> Result<(CheckpointId, Epoch), FsError> {
+    (expected, first): (Epoch, &[u8]),
+) -> Result<Option<(CheckpointId, Epoch)>, FsError> {
     let existing = manifest(place).await?.ok_or_else(|| missing(place))?;
     if let Some(checkpoint) = named(&existing, name) {
-        return Ok((checkpoint, Epoch(existing.writer_epoch())));
+        return Ok(Some((checkpoint, Epoch(existing.writer_epoch()))));
+    }
+    if !may_have(&existing, first) {
+        return Ok(None);
     }
     let database = Database::visit(place, Some(expected)).await?;
     let epoch = database.epoch();
     let checkpoint = database.checkpoint(name).await;
     let closed = database.close().await;
     let checkpoint = checkpoint?;
-    closed.map(|()| (checkpoint, epoch))
+    closed.map(|()| Some((checkpoint, epoch)))
 }
 
 /// Removes a database's obsolete objects. Only for one that nobody has open, or whose owner cannot

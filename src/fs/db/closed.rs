@@ -12,7 +12,7 @@
 use super::admin::manifest;
 use super::compaction::admin;
 use super::manifests::{KnownManifests, Taken};
-use super::{CheckpointId, DbPlace, limited, named, settings};
+use super::{CheckpointId, DbPlace, limited, may_have, named, settings};
 use crate::fs::FsError;
 use futures::TryStreamExt;
 use slatedb::VersionedManifest;
@@ -27,17 +27,15 @@ pub struct ClosedDatabase {
 }
 
 impl ClosedDatabase {
-    /// Reads the database of a dataset that was seen to be released. `None`: there is none yet, or
-    /// its log has rows, so that only an opening sees all of them.
-    pub async fn read(place: &DbPlace) -> Result<Option<Self>, FsError> {
+    /// Reads the database of a dataset that was seen to be released. `first`: the key of a row that
+    /// its first opening writes. `None`: there is no such row yet, or its log has rows, so that
+    /// only an opening sees all of them.
+    pub async fn read(place: &DbPlace, first: &[u8]) -> Result<Option<Self>, FsError> {
         let known = KnownManifests::new(Taken::Fail);
         let place = place.knowing(known.clone());
-        // One without a table is of a first opening that has not ended, or has failed: it has no
-        // root directory yet.
-        let has_rows = |manifest: &VersionedManifest| {
-            manifest.initialized() && !(manifest.l0().is_empty() && manifest.compacted().is_empty())
-        };
-        let found = manifest(&place).await?.filter(has_rows);
+        let is_whole =
+            |manifest: &VersionedManifest| manifest.initialized() && may_have(manifest, first);
+        let found = manifest(&place).await?.filter(is_whole);
         let Some(manifest) = found else { return Ok(None) };
         let is_closed = !has_log(&place, manifest.replay_after_wal_id()).await?;
         Ok(is_closed.then_some(Self { place, known, manifest }))
@@ -112,14 +110,17 @@ mod tests {
     async fn its_checkpoint_is_five_requests_and_no_opening() {
         let place = closed().await;
         let (opened, before) = (epoch(&place).await.unwrap(), place.bucket.requests());
-        let found = ClosedDatabase::read(&place).await.unwrap().expect("it is closed");
+        let found = ClosedDatabase::read(&place, KEY).await.unwrap().expect("it is closed");
         let checkpoint = found.checkpoint("one").await.unwrap().expect("nobody changed it");
         let made = place.bucket.requests() - before;
         assert_eq!(made, Requests { list: 2, get: 2, put: 1, ..Requests::default() });
         assert_eq!(epoch(&place).await.unwrap(), opened);
-        let again = ClosedDatabase::read(&place).await.unwrap().unwrap();
+        let again = ClosedDatabase::read(&place, KEY).await.unwrap().unwrap();
         assert_eq!(again.checkpoint("one").await.unwrap(), Some(checkpoint));
-        assert_eq!(checkpoint_closed(&place, "one", opened).await.unwrap().0, checkpoint);
+        assert_eq!(
+            checkpoint_closed(&place, "one", (opened, KEY)).await.unwrap().unwrap().0,
+            checkpoint
+        );
 
         let database = Database::open(&place, Some(opened)).await.unwrap();
         database.write(row(b"two")).await.unwrap();
@@ -127,23 +128,34 @@ mod tests {
         assert_eq!(value_at(&place, checkpoint).await.unwrap(), "one");
     }
 
+    /// The second failed opening has put into a table what the first one wrote.
+    #[tokio::test]
+    async fn a_database_without_its_first_row_gets_none() {
+        let (place, later) = (closed().await, b"key, and more");
+        assert!(ClosedDatabase::read(&place, later).await.unwrap().is_some(), "it may have it");
+        assert!(ClosedDatabase::read(&place, b"kex").await.unwrap().is_none());
+        let opened = epoch(&place).await.unwrap();
+        assert!(checkpoint_closed(&place, "one", (opened, &b"kex"[..])).await.unwrap().is_none());
+        assert_eq!(epoch(&place).await.unwrap(), opened, "it was not opened");
+    }
+
     #[tokio::test]
     async fn a_log_with_rows_has_to_be_replayed() {
         let place = closed().await;
         let database = Database::open(&place, None).await.unwrap();
-        assert!(ClosedDatabase::read(&place).await.unwrap().is_some(), "a fence is no row");
+        assert!(ClosedDatabase::read(&place, KEY).await.unwrap().is_some(), "a fence is no row");
         database.write(row(b"two")).await.unwrap();
         database.flush().await.unwrap();
         drop(database);
-        assert!(ClosedDatabase::read(&place).await.unwrap().is_none());
+        assert!(ClosedDatabase::read(&place, KEY).await.unwrap().is_none());
         let unknown = DbPlace { incarnation: Incarnation::random(), ..place };
-        assert!(ClosedDatabase::read(&unknown).await.unwrap().is_none(), "no database");
+        assert!(ClosedDatabase::read(&unknown, KEY).await.unwrap().is_none(), "no database");
     }
 
     #[tokio::test]
     async fn a_database_that_was_opened_meanwhile_gets_none() {
         let place = closed().await;
-        let found = ClosedDatabase::read(&place).await.unwrap().unwrap();
+        let found = ClosedDatabase::read(&place, KEY).await.unwrap().unwrap();
         let database = Database::open(&place, None).await.unwrap();
         database.write(row(b"two")).await.unwrap();
         database.flush().await.unwrap();
@@ -158,7 +170,7 @@ mod tests {
     async fn an_owner_goes_on_after_a_checkpoint_from_outside() {
         let place = closed().await;
         let database = Database::open(&place, None).await.unwrap();
-        let found = ClosedDatabase::read(&place).await.unwrap().unwrap();
+        let found = ClosedDatabase::read(&place, KEY).await.unwrap().unwrap();
         let checkpoint = found.checkpoint("one").await.unwrap().unwrap();
         database.write(row(b"two")).await.unwrap();
         assert_eq!(database.checkpoint("one").await.unwrap(), checkpoint);

@@ -221,6 +221,13 @@ impl From<uuid::Uuid> for CheckpointId {
     }
 }
 
+/// Returns whether a table may have a row of this key: `false` where each begins behind it.
+fn may_have(manifest: &VersionedManifest, key: &[u8]) -> bool {
+    let runs = manifest.compacted().iter().flat_map(|run| run.sst_views());
+    let mut first = manifest.l0().iter().chain(runs).map(|view| &view.sst.info.first_entry);
+    first.any(|first| first.as_ref().is_none_or(|first| first.as_ref() <= key))
+}
+
 /// The checkpoint of that name.
 fn named(manifest: &VersionedManifest, name: &str) -> Option<CheckpointId> {
     let named = manifest.checkpoints().iter().find(|c| c.name.as_deref() == Some(name));
