@@ -445,6 +445,9 @@ fn same_use(
     {
         return Err(invalid("parameters differ from those that the volume was created with"));
     }
+    if info.dataset.ephemeral {
+        return Err(invalid("it is the inline volume of a pod, and is deleted with that pod"));
+    }
     if info.dataset.form == Form::Snapshot && !capabilities.iter().all(Capability::reads_only) {
         return Err(invalid("the volume is a read-only snapshot: use a read-only access mode"));
     }

@@ -111,6 +111,11 @@ pub(super) fn inodes(new: &NewVolume, source: u64) -> Result<(), ControlError> {
 pub(super) fn same(pool: PoolId, existing: &Dataset, new: &NewVolume) -> Result<(), ControlError> {
     let differs =
         |why: String| Err(ControlError::Exists { what: format!("volume {}", existing.name), why });
+    if existing.ephemeral {
+        return differs(
+            "it is the inline volume of a pod, and is deleted with that pod".to_owned(),
+        );
+    }
     if !same_source(pool, existing, new.source.as_ref()) {
         return differs("it was made from another source".to_owned());
     }

@@ -48,7 +48,10 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
         let deadline = Instant::now() + self.settings.hold;
         match self.settled(wanted.volume).await? {
             StageState::Idle => self.stage_new(wanted, deadline).await,
-            StageState::Staged(staged) => self.stage_again(&staged, &wanted).await,
+            StageState::Staged(staged) => {
+                is_for(&wanted, staged.record.ephemeral.is_some())?;
+                self.stage_again(&staged, &wanted).await
+            }
             StageState::Opening | StageState::Lost(_) => Err(ControlError::Precondition(format!(
                 "volume {} was lost to another owner while it was staged here: unstage it first \
                  (delete its pods)",
@@ -92,6 +95,9 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
                 volume.pool
             ),
         })?;
+        // Before it is opened, which would take it from the node of its pod.
+        let dataset = pool.catalog.dataset_by_id(volume.dataset).await?.map(|at| at.record);
+        is_for(&wanted, dataset.as_ref().is_some_and(|of| of.ephemeral))?;
         ports::check(
             mount::reserved_ports(),
             &self.connections(),
@@ -108,7 +114,7 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
             wanted.options,
         );
         record.ephemeral = wanted.ephemeral;
-        record.shared = self.is_shared(pool, volume.dataset).await?;
+        record.shared = self.settings.channel.is_some() && dataset.is_some_and(|of| of.is_shared());
         // The intent is written first: after a crash the next start knows that the volume may be
         // open.
         self.records.write(&record).await?;
@@ -133,15 +139,6 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
                 Err(error)
             }
         }
-    }
-
-    /// Returns whether other nodes may stage the volume meanwhile.
-    async fn is_shared(&self, pool: &Pool, id: DatasetId) -> Result<bool, ControlError> {
-        if self.settings.channel.is_none() {
-            return Ok(false);
-        }
-        let dataset = pool.catalog.dataset_by_id(id).await?;
-        Ok(dataset.is_some_and(|at| at.record.is_shared()))
     }
 
     /// Opens, serves and mounts a volume that this node owns alone, or a snapshot.
@@ -342,6 +339,18 @@ fn options(record: &StagedRecord, reach: Reach) -> Vec<String> {
     };
     // The last of several of a name counts: the user's.
     ours.iter().map(|option| (*option).to_owned()).chain(record.options.iter().cloned()).collect()
+}
+
+/// Refuses an inline volume of a pod to everybody else: what is written there goes with the pod.
+fn is_for(wanted: &Stage, is_inline: bool) -> Result<(), ControlError> {
+    if !is_inline || wanted.ephemeral.is_some() {
+        return Ok(());
+    }
+    Err(ControlError::Precondition(format!(
+        "volume {} is the inline volume of a pod, and is deleted with that pod: it cannot be used \
+         through a PersistentVolume; clone its dataset, and use the clone",
+        wanted.volume
+    )))
 }
 
 fn not_there(volume: VolumeHandle, target: &Path, ours: &[MountPoint]) -> Result<(), ControlError> {
