@@ -4,7 +4,7 @@ use crate::leases::{LEASE, Pool, patiently, two_nodes};
 use crate::support::files::{read, top, try_read, write_at};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use zerofs_csi::catalog::RevocationReason;
+use zerofs_csi::catalog::{RevocationReason, State};
 use zerofs_csi::control::ReleaseMode;
 use zerofs_csi::fs::FsError;
 use zerofs_csi::fs::api::FileSystem;
@@ -150,5 +150,25 @@ fn what_a_dead_node_had_is_deleted_without_it() {
         drop(open);
         elsewhere.collect().await;
         elsewhere.assert_empty("deleted").await;
+    });
+}
+
+/// No database is opened before a deletion.
+#[test]
+fn nor_does_a_damaged_database_keep_what_a_dead_node_had() {
+    super::run(async {
+        let (dead, later, volume) = two_nodes().await;
+        let open = dead.open(volume).await;
+        top::write(&*open.fs, "kept", b"in the store").await;
+        dead.store.die();
+        let elsewhere = later.world.beside_in_fast_time("controller-1");
+        let bucket = elsewhere.bucket();
+        for object in bucket.list("vol/").await.unwrap() {
+            bucket.put(&object.key, "damaged".into()).await.unwrap();
+        }
+        elsewhere.controller.delete_volume(volume).await.unwrap();
+        let record = elsewhere.record(volume).await;
+        assert_eq!((record.state, record.owner), (State::Deleting, None));
+        drop(open);
     });
 }

@@ -4,7 +4,7 @@
 use super::Controller;
 use crate::catalog::{CatalogError, Dataset, Owner, Snapshot, State};
 use crate::control::{Collector, ControlError, Pool};
-use crate::types::{DatasetId, GroupId, SnapshotHandle, SnapshotId, VolumeHandle};
+use crate::types::{ClaimId, DatasetId, GroupId, SnapshotHandle, SnapshotId, VolumeHandle};
 use crate::volume::is_maintenance;
 use std::time::Duration;
 
@@ -30,7 +30,7 @@ impl Controller {
         let pool = self.pool_to_delete_from(volume.pool)?;
         let _lock = self.lock_volume(volume.dataset)?;
         if let Some((dataset, owner)) = tombstone_dataset(pool, volume.dataset).await? {
-            let released = self.release_dead(pool, &dataset, &owner, patience).await?;
+            let released = self.delete_from_dead(pool, &dataset, &owner, patience).await?;
             let still = if released {
                 tombstone_dataset(pool, volume.dataset).await?
             } else {
@@ -188,6 +188,29 @@ pub(in crate::control) async fn tombstone_dataset(
         (Ok(_), _) | (Err(CatalogError::NotFound { .. }), _) => Ok(None),
         (Err(_), Some(open)) => Ok(Some(open)),
         (Err(error), None) => Err(error.into()),
+    }
+}
+
+/// Tombstones a dataset whose owner has stopped, unless its record names another claim by now.
+///
+/// Its database is not opened, which may be damaged. That a dataset is deleted makes its owner's
+/// journal void (R34), in the version of the record that takes the owner away: nobody opens it
+/// again. The collector fences the database before it removes it.
+pub(super) async fn tombstone_lost(
+    pool: &Pool,
+    id: DatasetId,
+    claim: ClaimId,
+) -> Result<(), ControlError> {
+    let lost = pool.catalog.update_dataset(id, |dataset| {
+        let is_ready = matches!(dataset.state, State::Ready | State::Creating);
+        if is_ready && dataset.owner.as_ref().is_some_and(|owner| owner.claim == claim) {
+            (dataset.owner, dataset.state) = (None, State::Deleting);
+        }
+        Ok(())
+    });
+    match lost.await {
+        Ok(_) | Err(CatalogError::NotFound { .. }) => Ok(()),
+        Err(error) => Err(error.into()),
     }
 }
 

@@ -8,6 +8,7 @@
 //! another, which is revoked separately (R31).
 
 use super::Controller;
+use super::delete::tombstone_lost;
 use crate::bucket::PutNew;
 use crate::catalog::{Dataset, Owner, Revocation, RevocationReason, State};
 use crate::control::owner::{OwnerReply, OwnerRequest, owner_of};
@@ -181,10 +182,9 @@ impl Controller {
         Ok(())
     }
 
-    /// Releases a volume from a dead owner before a deletion, which needs nothing of the owner's
-    /// journal. Returns whether it has no owner now. An owner that is alive keeps it. `patience`:
-    /// time to wait for the lease of one that is silent.
-    pub(super) async fn release_dead(
+    /// Tombstones a volume of a dead owner. Returns whether it has no owner now. An owner that is
+    /// alive keeps it. `patience`: time to wait for the lease of one that is silent.
+    pub(super) async fn delete_from_dead(
         &self,
         pool: &Pool,
         dataset: &Dataset,
@@ -206,8 +206,7 @@ impl Controller {
             OwnerState::Ended => Ok(true),
             OwnerState::Alive => Ok(false),
             OwnerState::Stopped(expired) => {
-                release_lost(self.volumes.settings(), &pool.catalog, dataset.id(), &expired)
-                    .await?;
+                tombstone_lost(pool, dataset.id(), expired.owner().claim).await?;
                 Ok(true)
             }
         }
