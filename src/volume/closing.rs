@@ -13,7 +13,7 @@ use super::claim::ActiveClaim;
 use super::entry::VolumeEntry;
 use super::lifecycle::{ClaimOutcome, CloseAction, CloseReason, CloseStep};
 use super::volumes::{ABANDON_LIMIT, Closing, Volumes};
-use crate::catalog::{Catalog, CatalogError, Dataset, Owner};
+use crate::catalog::{Catalog, CatalogError, Dataset, Owner, State};
 use crate::fs::FsError;
 use crate::types::{ClaimId, Classify, DatasetId};
 use std::sync::Arc;
@@ -68,20 +68,31 @@ impl Volumes {
             let Some(claim) = record.and_then(|record| self.own_claim(&record)) else {
                 return Ok(Closing::Closed);
             };
-            let entry = self.entry(pool, dataset)?;
-            let _lock = entry.transition.lock().await;
-            if self.is_current(&entry) && entry.lifecycle().is_idle() {
-                tracing::warn!(
-                    %dataset,
-                    "this node owns a dataset that it does not have open; recovering and \
-                     releasing it"
-                );
-                entry.begin_opening();
-                entry.claimed(ActiveClaim::Maintenance(claim));
-                entry.not_opened(ClaimOutcome::NeedsRecovery);
-            }
+            tracing::warn!(
+                %dataset,
+                "this node owns a dataset that it does not have open; recovering and releasing it"
+            );
+            self.adopt(pool, dataset, claim).await?;
         }
         self.close_for(dataset, CloseReason::Unused).await
+    }
+
+    /// Makes an entry for a dataset that this node owns by this claim and does not have open,
+    /// unless there is one.
+    pub(super) async fn adopt(
+        &self,
+        pool: &Catalog,
+        dataset: DatasetId,
+        claim: ClaimId,
+    ) -> Result<(), VolumeError> {
+        let entry = self.entry(pool, dataset)?;
+        let _lock = entry.transition.lock().await;
+        if self.is_current(&entry) && entry.lifecycle().is_idle() {
+            entry.begin_opening();
+            entry.claimed(ActiveClaim::Maintenance(claim));
+            entry.not_opened(ClaimOutcome::NeedsRecovery);
+        }
+        Ok(())
     }
 
     async fn close_exclusively(
@@ -102,6 +113,7 @@ impl Volumes {
             CloseAction::Steps => {}
         }
         if let Some(open) = entry.open()
+            && reason != CloseReason::Discarded
             && (reason != CloseReason::Revoked || open.volume.dataset.is_shared())
         {
             // Its clients retry, and find the volume opened again, or another owner. After a
@@ -131,14 +143,21 @@ impl Volumes {
                 CloseStep::Recover => self.recover(entry).await?,
                 CloseStep::Release => {
                     self.step(entry, "volume.close.release").await?;
-                    release(entry, Settled::No).await?;
-                    entry.released();
+                    self.release(entry, Settled::No).await?;
                 }
-                CloseStep::Settle => {
-                    release(entry, Settled::Yes).await?;
-                    entry.released();
-                }
+                CloseStep::Settle => self.release(entry, Settled::Yes).await?,
+                CloseStep::Discard => self.stop_discarded(entry).await,
             }
+        }
+        Ok(())
+    }
+
+    async fn release(&self, entry: &VolumeEntry, settled: Settled) -> Result<(), VolumeError> {
+        let discards = entry.lifecycle().discards();
+        let was_ours = release(entry, settled).await?;
+        entry.released();
+        if discards && was_ours {
+            self.remove_journal(entry).await;
         }
         Ok(())
     }
@@ -184,7 +203,7 @@ impl Volumes {
     }
 
     /// The claim by which this session owns a volume, unless it is a maintenance claim.
-    fn own_claim(&self, record: &Dataset) -> Option<ClaimId> {
+    pub(super) fn own_claim(&self, record: &Dataset) -> Option<ClaimId> {
         let me = self.owner();
         let is_own = |owner: &&Owner| owner.session == me.session && owner.node == me.node;
         record.owner.as_ref().filter(is_own).map(|owner| owner.claim)
@@ -242,22 +261,28 @@ impl Volumes {
     }
 }
 
-/// Takes the claims of the entry out of the record; another claim stays (R31). `Settled::Yes`: also
-/// writes a version where none is in it, so that no claim whose write is still on its way can
-/// arrive.
-async fn release(entry: &VolumeEntry, settled: Settled) -> Result<(), VolumeError> {
+/// Takes the claims of the entry out of the record, and tombstones a dataset that is discarded;
+/// another claim stays (R31). `Settled::Yes`: also writes a version where none is in it, so that no
+/// claim whose write is still on its way can arrive. Returns whether the record had one.
+async fn release(entry: &VolumeEntry, settled: Settled) -> Result<bool, VolumeError> {
     let (pool, id) = (&entry.pool, entry.id);
     for _ in 0..RELEASE_TRIES {
-        let Some(mut at) = pool.dataset_by_id(id).await? else { return Ok(()) };
+        let Some(mut at) = pool.dataset_by_id(id).await? else { return Ok(false) };
         let mut next = at.record.clone();
-        match (entry.owns(&next), settled) {
-            (true, _) => next.owner = None,
+        let ours = entry.owns(&next);
+        match (ours, settled) {
+            (true, _) => {
+                next.owner = None;
+                if entry.lifecycle().discards() && next.state == State::Ready {
+                    next.state = State::Deleting;
+                }
+            }
             (false, Settled::Yes) => {}
-            (false, Settled::No) => return Ok(()),
+            (false, Settled::No) => return Ok(false),
         }
         match pool.swap_dataset(&mut at, next).await {
             Err(CatalogError::Contended { .. }) => {}
-            swapped => return Ok(swapped?),
+            swapped => return Ok(swapped.map(|()| ours)?),
         }
     }
     Err(CatalogError::Contended { what: format!("dataset {id}"), tries: RELEASE_TRIES }.into())

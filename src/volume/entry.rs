@@ -172,6 +172,10 @@ impl VolumeEntry {
         self.shut(Lifecycle::failed);
     }
 
+    pub fn discarded(&self) {
+        self.shut(Lifecycle::discarded);
+    }
+
     /// Ends this opening of the volume, unless it has ended. Whether it was open until now.
     pub fn lost(&self, volume: &Volume) -> bool {
         let is_it = self

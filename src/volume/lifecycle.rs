@@ -19,6 +19,8 @@
 //! meanwhile has the close finished first, and then opens it again. Only a volume that has to be
 //! opened for its journal is opened at once.
 //!
+//! A volume whose data nobody needs is **discarded**, from any phase: see [`super::discard`].
+//!
 //! The type makes no request and has no clock: [`super::closing`] carries the steps out.
 
 /// The phase of a volume.
@@ -48,6 +50,8 @@ pub(super) enum CloseStep {
     /// Release the record, or write a version of it that makes a claim void whose write may still
     /// arrive in the store.
     Settle,
+    /// Stop the file system, if it is open: nobody needs its data.
+    Discard,
 }
 
 /// The outcome of the claim of an opening that failed.
@@ -74,6 +78,8 @@ pub enum CloseReason {
     Unused,
     /// The claim was revoked (R27): clients are answered STALE.
     Revoked,
+    /// The volume is deleted together with its data, whether it has users or not.
+    Discarded,
 }
 
 /// The next action of a caller that wants a volume.
@@ -100,6 +106,8 @@ pub(super) struct Lifecycle {
     phase: Phase,
     /// A claim of ours may still arrive in the store.
     unsettled: bool,
+    /// The dataset is deleted where it is released.
+    discards: bool,
 }
 
 impl Lifecycle {
@@ -123,9 +131,9 @@ impl Lifecycle {
             Phase::Idle | Phase::Opening { .. } | Phase::Closing(CloseStep::Recover) => {
                 OpenAction::Open
             }
-            Phase::Closing(CloseStep::Flush | CloseStep::Release | CloseStep::Settle) => {
-                OpenAction::FinishClose
-            }
+            Phase::Closing(
+                CloseStep::Flush | CloseStep::Release | CloseStep::Settle | CloseStep::Discard,
+            ) => OpenAction::FinishClose,
         }
     }
 
@@ -136,7 +144,7 @@ impl Lifecycle {
     }
 
     pub fn opened(&mut self) {
-        *self = Self { phase: Phase::Open, unsettled: false };
+        *self = Self { phase: Phase::Open, ..Self::default() };
     }
 
     pub fn not_opened(&mut self, claim: ClaimOutcome) {
@@ -173,6 +181,10 @@ impl Lifecycle {
     pub fn begin_closing(&mut self, reason: CloseReason, users: usize) -> CloseAction {
         match self.phase {
             Phase::Idle => return CloseAction::Nothing,
+            phase if reason == CloseReason::Discarded && !self.discards => {
+                self.unsettled |= matches!(phase, Phase::Opening { .. });
+                (self.phase, self.discards) = (Phase::Closing(CloseStep::Discard), true);
+            }
             Phase::Open if reason == CloseReason::Unused && users > 0 => return CloseAction::InUse,
             Phase::Open => self.phase = Phase::Closing(CloseStep::Flush),
             Phase::Opening { .. } => self.phase = Phase::Closing(CloseStep::Recover),
@@ -189,6 +201,17 @@ impl Lifecycle {
         }
     }
 
+    /// Returns whether the dataset is deleted where it is released.
+    pub fn discards(self) -> bool {
+        self.discards
+    }
+
+    /// Notes that nothing is open: what the journal has is given up.
+    pub fn discarded(&mut self) {
+        let step = if self.unsettled { CloseStep::Settle } else { CloseStep::Release };
+        self.phase = Phase::Closing(step);
+    }
+
     pub fn flushed(&mut self) {
         self.phase = Phase::Closing(CloseStep::Release);
     }
@@ -201,7 +224,7 @@ impl Lifecycle {
 
     /// The volume was opened to replay its journal, and is to be closed.
     pub fn reopened(&mut self) {
-        *self = Self { phase: Phase::Closing(CloseStep::Flush), unsettled: false };
+        *self = Self { phase: Phase::Closing(CloseStep::Flush), ..Self::default() };
     }
 
     /// Notes that the record names another owner, or none.
@@ -339,6 +362,10 @@ mod tests {
                         self.world.named = false;
                         self.lifecycle.released();
                     }
+                    CloseStep::Discard => {
+                        (self.world.fs_open, self.world.journal) = (false, false);
+                        self.lifecycle.discarded();
+                    }
                     CloseStep::Settle => {
                         assert!(!self.world.fs_open);
                         (self.world.named, self.world.late) = (false, false);
@@ -357,7 +384,11 @@ mod tests {
                     "{world:?}"
                 );
             }
-            let open = matches!(lifecycle.phase(), Phase::Open | Phase::Closing(CloseStep::Flush));
+            let open = match lifecycle.phase() {
+                Phase::Open | Phase::Closing(CloseStep::Flush) => true,
+                Phase::Closing(CloseStep::Discard) => world.fs_open,
+                _ => false,
+            };
             assert_eq!(open, world.fs_open, "{lifecycle:?} {world:?}");
             assert!(
                 !open || world.named,
@@ -366,7 +397,7 @@ mod tests {
         }
 
         fn turn(&mut self) {
-            match self.rng.random_range(0..8) {
+            match self.rng.random_range(0..9) {
                 0..3 => self.open(),
                 3 => self.close(CloseReason::Unmounted, 1),
                 4 => {
@@ -382,6 +413,7 @@ mod tests {
                 6 if self.lifecycle.is_open() => self.world.journal = true,
                 6 if self.world.late => (self.world.named, self.world.late) = (true, false),
                 7 if self.lifecycle.lost() => self.world.fs_open = false,
+                8 if self.rng.random_bool(0.2) => self.close(CloseReason::Discarded, 1),
                 _ => {}
             }
         }
@@ -415,7 +447,7 @@ mod tests {
             play.check();
         }
         // The opening phase exists only between two turns.
-        assert_eq!(met.len(), 6, "{met:?}");
+        assert_eq!(met.len(), 7, "{met:?}");
     }
 
     #[test]
@@ -425,6 +457,40 @@ mod tests {
         assert_eq!(lifecycle.open_action(), OpenAction::Open);
         assert_eq!(lifecycle.begin_closing(CloseReason::Unused, 0), CloseAction::Steps);
         assert_eq!(lifecycle.step(), Some(CloseStep::Recover));
+    }
+
+    #[test]
+    fn a_volume_is_discarded_from_any_phase_without_being_opened() {
+        let lost = |lifecycle: &mut Lifecycle| assert!(lifecycle.lost());
+        let unknown = |lifecycle: &mut Lifecycle| {
+            *lifecycle = Lifecycle::default();
+            lifecycle.begin_opening();
+            lifecycle.not_opened(ClaimOutcome::Unknown);
+        };
+        let closing = |lifecycle: &mut Lifecycle| {
+            lifecycle.begin_closing(CloseReason::Unmounted, 1);
+        };
+        let cases: [(&dyn Fn(&mut Lifecycle), CloseStep); 4] = [
+            (&|_| {}, CloseStep::Release),
+            (&lost, CloseStep::Release),
+            (&closing, CloseStep::Release),
+            (&unknown, CloseStep::Settle),
+        ];
+        for (before, last) in cases {
+            let mut lifecycle = Lifecycle::default();
+            lifecycle.begin_opening();
+            lifecycle.opened();
+            before(&mut lifecycle);
+            for _ in 0..2 {
+                assert_eq!(lifecycle.begin_closing(CloseReason::Discarded, 1), CloseAction::Steps);
+                assert_eq!(lifecycle.open_action(), OpenAction::FinishClose);
+            }
+            assert_eq!(lifecycle.step(), Some(CloseStep::Discard));
+            lifecycle.discarded();
+            assert_eq!((lifecycle.step(), lifecycle.discards()), (Some(last), true));
+            lifecycle.released();
+            assert!(lifecycle.is_idle() && !lifecycle.discards());
+        }
     }
 
     #[test]

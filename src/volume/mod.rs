@@ -8,8 +8,10 @@
 //!            │                               │   on; the owner stays
 //!  another's ┘ with an expired lease         ├── fenced, or taken: dropped and reported; the
 //!              ([`lease`])                   │   record is the new owner's
-//!                                            └── failed: reported; its journal is recovered, then
-//!                                                closed and released
+//!                                            ├── failed: reported; its journal is recovered, then
+//!                                            │   closed and released
+//!                                            └── discarded: stopped; the owner goes, and the
+//!                                                dataset is deleted ([`discard`])
 //! ```
 //! These are the states of the record. [`lifecycle`] decides what the process may do next with a
 //! volume; [`closing`] carries it out, for as long as it takes.
@@ -33,6 +35,7 @@
 mod attached;
 mod claim;
 mod closing;
+mod discard;
 mod entry;
 mod exported;
 mod handover;

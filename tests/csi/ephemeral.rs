@@ -2,15 +2,15 @@
 
 use crate::support::driver::*;
 use std::collections::HashMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use tempfile::TempDir;
 use tonic::Code;
-use zerofs_csi::bucket::{Bucket, Credentials, Folder, Limits};
-use zerofs_csi::catalog::{Catalog, Dataset, State};
+use zerofs_csi::catalog::{Dataset, State};
 use zerofs_csi::csi::proto::v1::volume_capability::access_mode::Mode;
 use zerofs_csi::csi::proto::v1::*;
 use zerofs_csi::mount::{FakeMounter, Mounter};
-use zerofs_csi::types::SyncMode;
+use zerofs_csi::types::{SyncMode, VolumeHandle};
 
 const ALLOWED: &str = "ephemeral:\n  pools: [default]\n  maxSize: 2Gi\n";
 
@@ -43,11 +43,8 @@ fn inline(id: &str, target: &Path, attributes: &[(&str, &str)]) -> NodePublishVo
 
 /// The datasets of inline volumes that are not deleted.
 async fn inline_volumes(driver: &Driver) -> Vec<Dataset> {
-    let url = format!("file://{}", driver.path("pool").display()).parse().unwrap();
-    let bucket =
-        Bucket::open(&url, &Credentials::default(), Folder::MustExist, Limits::default()).unwrap();
-    let catalog = Catalog::open(bucket, None).await.unwrap();
-    let datasets = catalog.datasets().await.unwrap().into_iter().map(|at| at.record);
+    let datasets =
+        catalog(&driver.dir).await.datasets().await.unwrap().into_iter().map(|at| at.record);
     datasets.filter(|dataset| dataset.ephemeral && dataset.state == State::Ready).collect()
 }
 
@@ -140,4 +137,111 @@ async fn a_volume_outlives_the_plugin_and_a_reboot_but_not_its_pod() {
     let fourth = Driver::seated(dir, "", mounter, ALLOWED).await;
     fourth.unpublish(&id, &target).await.unwrap();
     assert_eq!(inline_volumes(&fourth).await, []);
+}
+
+/// Every file below a folder.
+fn files(below: PathBuf) -> Vec<PathBuf> {
+    let (mut folders, mut files) = (vec![below], vec![]);
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() { folders.push(path) } else { files.push(path) }
+        }
+    }
+    files
+}
+
+/// Overwrites all that the dataset's database consists of.
+fn damage(dir: &TempDir, dataset: &Dataset) {
+    for file in files(dir.path().join("pool/vol").join(dataset.incarnation.to_string())) {
+        std::fs::write(file, "damaged").unwrap();
+    }
+}
+
+/// The volume is not closed in order: the tombstone makes its journal void (R34).
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_volume_goes_with_its_pod() {
+    for restarted in [false, true] {
+        let mut driver = driver(ALLOWED).await;
+        let (id, target) = (id("e"), driver.path("target"));
+        driver.node().node_publish_volume(inline(&id, &target, &[])).await.unwrap();
+        let made = inline_volumes(&driver).await.remove(0);
+        if restarted {
+            let (dir, mounter) = driver.stop().await;
+            damage(&dir, &made);
+            driver = Driver::seated(dir, "", mounter, ALLOWED).await;
+        } else {
+            damage(&driver.dir, &made);
+        }
+        for _ in 0..2 {
+            driver.unpublish(&id, &target).await.unwrap();
+            assert!(!is_mounted(&driver, &target).await && !target.exists(), "{restarted}");
+            assert_eq!(inline_volumes(&driver).await, [], "{restarted}");
+        }
+        let mut left = files(driver.path("state"));
+        left.retain(|file| file.display().to_string().contains(".journal"));
+        assert_eq!(left, Vec::<PathBuf>::new(), "{restarted}");
+        // A pod of that name gets another one.
+        driver.node().node_publish_volume(inline(&id, &target, &[])).await.unwrap();
+        assert_eq!(inline_volumes(&driver).await.len(), 1);
+        driver.unpublish(&id, &target).await.unwrap();
+    }
+}
+
+/// Nothing of the mount waits for the store.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_volume_is_unmounted_while_the_store_is_away() {
+    let driver = driver(ALLOWED).await;
+    let (id, target) = (id("f"), driver.path("target"));
+    driver.node().node_publish_volume(inline(&id, &target, &[])).await.unwrap();
+    let (pool, away) = (driver.path("pool"), driver.path("away"));
+    std::fs::rename(&pool, &away).unwrap();
+    refused(driver.unpublish(&id, &target).await, Code::Unavailable, "is not deleted yet");
+    assert!(!is_mounted(&driver, &target).await);
+    std::fs::rename(&away, &pool).unwrap();
+    let mut unpublished = driver.unpublish(&id, &target).await;
+    for _ in 0..100 {
+        match &unpublished {
+            Ok(_) => break,
+            Err(status) => {
+                assert!(matches!(status.code(), Code::Unavailable | Code::Aborted), "{status:?}")
+            }
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+        unpublished = driver.unpublish(&id, &target).await;
+    }
+    unpublished.unwrap();
+    assert!(!target.exists());
+    assert_eq!(inline_volumes(&driver).await, []);
+}
+
+/// A PersistentVolume that somebody wrote by hand.
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_else_uses_the_volume_of_a_pod() {
+    let driver = driver(ALLOWED).await;
+    let (id, target) = (id("0"), driver.path("target"));
+    driver.node().node_publish_volume(inline(&id, &target, &[])).await.unwrap();
+    let made = inline_volumes(&driver).await[0].id();
+    let pool = catalog(&driver.dir).await.pool().id;
+    let handle = VolumeHandle { pool, dataset: made }.to_string();
+    let says = "inline volume of a pod";
+    for staging in [driver.path("staging"), target.clone()] {
+        let staged = driver.stage(&handle, &staging).await;
+        refused(staged, Code::FailedPrecondition, says);
+    }
+    let asked = ValidateVolumeCapabilitiesRequest {
+        volume_id: handle.clone(),
+        volume_capabilities: vec![capability(Mode::SingleNodeWriter)],
+        ..Default::default()
+    };
+    let answer = driver.controller().validate_volume_capabilities(asked).await.unwrap();
+    let answer = answer.into_inner();
+    assert!(answer.confirmed.is_none() && answer.message.contains(says), "{answer:?}");
+    // Nor while it is mounted nowhere, as after a crash of its node.
+    let (dir, mounter) = driver.stop().await;
+    mounter.reboot();
+    std::fs::remove_dir_all(dir.path().join("state/staged")).unwrap();
+    let other = Driver::seated(dir, "other-", FakeMounter::new(), ALLOWED).await;
+    refused(other.stage(&handle, &other.path("staging")).await, Code::FailedPrecondition, says);
+    assert_eq!(inline_volumes(&other).await.len(), 1);
 }

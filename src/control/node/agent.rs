@@ -18,7 +18,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::{OwnedRwLockReadGuard, OwnedRwLockWriteGuard, broadcast, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -81,6 +81,8 @@ pub struct NodeAgent<M, E> {
     pub(super) records: StagedRecords,
     operations: OperationLocks,
     states: Mutex<HashMap<DatasetId, StateSender>>,
+    /// Inline volumes that are unmounted and could not be deleted, and since when.
+    pub(super) undeleted: Mutex<HashMap<DatasetId, Instant>>,
     /// Read by whatever may open, close or mount a volume; written once, by
     /// [`HandoverHold::hand_over`].
     pub(super) presence: Arc<tokio::sync::RwLock<Presence>>,
@@ -167,6 +169,7 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
             records,
             operations: Default::default(),
             states: Default::default(),
+            undeleted: Default::default(),
             presence: Default::default(),
             stopped: Default::default(),
         });
@@ -260,6 +263,19 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
                 .or_insert_with(|| StateSender::new(StageState::Idle))
                 .send_replace(state);
         }
+    }
+
+    /// Sets the state that a recovery leads to. `false`: the volume is idle, an inline one that was
+    /// unpublished meanwhile.
+    pub(super) fn set_recovered(&self, dataset: DatasetId, state: StageState) -> bool {
+        let mut states = self.states.lock();
+        let Some(sender) = states.get(&dataset) else { return false };
+        let is_idle = matches!(state, StageState::Idle);
+        sender.send_replace(state);
+        if is_idle {
+            states.remove(&dataset);
+        }
+        true
     }
 
     /// The state once the volume is no longer being reopened; waits as long as the settings allow.

@@ -3,8 +3,13 @@
 //!
 //! ```text
 //!  publish     dataset recorded ──▶ staged at the pod's target, under kubelet's id of the volume
-//!  unpublish   unstaged, released ──▶ tombstoned ──▶ the pod's folder removed
+//!  unpublish   unmounted ──▶ discarded: stopped, tombstoned ──▶ the pod's folder removed
 //! ```
+//! The data goes with the pod, so that nothing is written out or closed in order: neither a store
+//! that is away nor a damaged database keeps the mount. While the dataset cannot be tombstoned,
+//! kubelet is told to retry, for as long as calls are held; then the pod may go. The volume's close
+//! is retried by its task meanwhile, and what this process leaves behind a controller deletes.
+//!
 //! Kubelet names the volume, from the pod and the volume's name in it, so the dataset is found by
 //! its name where no staged record is left, as after a reboot. A crash leaves a dataset that the
 //! next call for the pod finds. If none comes, because the node is gone, a controller deletes it
@@ -12,17 +17,18 @@
 
 use super::super::controller::{check_properties, tombstone_dataset};
 use super::super::{ControlError, Pool};
-use super::agent::NodeAgent;
+use super::agent::{NodeAgent, StageState};
 use super::endpoint::Endpoints;
 use super::ephemeral_id::EphemeralId;
 use super::record::Access;
-use super::stage::Stage;
+use super::stage::{Stage, foreign};
 use crate::catalog::{CatalogError, Dataset, Form, Properties, State, Versioned};
 use crate::mount::{self, Mounter};
 use crate::types::{DatasetId, DatasetName, FamilyId, Incarnation, Timestamp, VolumeHandle};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Instant;
 
 /// The request of NodePublishVolume for an inline volume.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -65,25 +71,79 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
     /// Unmounts an inline volume, and deletes it with its data. Absent counts as deleted.
     ///
     /// # Errors
-    /// Retryable ones, above all `Unavailable` while the store does not answer.
+    /// Retryable ones, above all `Unavailable` while the store does not answer: the volume is
+    /// unmounted then, and soon counts as unpublished.
     pub async fn unpublish_ephemeral(
         &self,
         id: &EphemeralId,
         target: &Path,
     ) -> Result<(), ControlError> {
         let _one = self.lock_ephemeral(id)?;
-        if let Some(volume) = self.find_ephemeral(id).await? {
-            self.unstage(volume, target).await?;
-            if self.is_staged(volume.dataset) {
-                return Err(ControlError::Precondition(format!(
-                    "inline volume {id} is mounted, but not at {}",
-                    target.display()
-                )));
-            }
-            self.delete_scratch(volume).await?;
-        }
         let target = mount::resolve_target(target).await?;
+        if let Some(volume) = self.find_ephemeral(id).await? {
+            let _call = self.enter(volume).await?;
+            self.detach(id, volume, &target).await?;
+            match self.delete_scratch(volume).await {
+                Err(error) if !self.is_overdue(volume.dataset) => {
+                    return Err(ControlError::Unavailable(format!(
+                        "inline volume {id} is unmounted, but its dataset is not deleted yet: \
+                         {error}; retry"
+                    )));
+                }
+                Err(error) => tracing::warn!(
+                    %volume,
+                    %error,
+                    "the pod of an inline volume may go before its dataset is deleted, which is \
+                     left to this process, or to a controller within about a day"
+                ),
+                Ok(()) => {}
+            }
+            self.undeleted.lock().remove(&volume.dataset);
+            self.records.remove(volume.dataset).await?;
+        }
         Ok(mount::remove_or_move_away(&target, &self.settings.driver).await?)
+    }
+
+    /// Returns whether a volume that is unmounted could not be deleted for as long as calls are
+    /// held.
+    fn is_overdue(&self, dataset: DatasetId) -> bool {
+        let since = *self.undeleted.lock().entry(dataset).or_insert_with(Instant::now);
+        since.elapsed() >= self.settings.hold
+    }
+
+    /// Takes the mount away. Its dirty pages are of no use any more: the calls that bring them are
+    /// answered with ESTALE, so that the kernel waits for nothing.
+    async fn detach(
+        &self,
+        id: &EphemeralId,
+        volume: VolumeHandle,
+        target: &Path,
+    ) -> Result<(), ControlError> {
+        let dataset = volume.dataset;
+        // A recovery in progress need not end before: it finds the volume idle.
+        let staged = match self.state(dataset) {
+            StageState::Staged(staged) => Some(staged.record.target.clone()),
+            StageState::Lost(record) => Some(record.target.clone()),
+            StageState::Idle | StageState::Opening => None,
+        };
+        let (ours, others) = self.mounts_of(dataset).await?;
+        if let Some(other) = others.iter().find(|mount| mount.target == target) {
+            return Err(foreign(target, Some(other)));
+        }
+        let mounted = ours.iter().map(|mount| mount.target.as_path());
+        if staged.as_deref().into_iter().chain(mounted).any(|at| at != target) {
+            return Err(ControlError::Precondition(format!(
+                "inline volume {id} is mounted, but not at {}",
+                target.display()
+            )));
+        }
+        self.endpoints.stale(dataset);
+        if !ours.is_empty() {
+            self.mounter.unmount(target).await?;
+        }
+        self.endpoints.stop(dataset).await;
+        self.set(dataset, StageState::Idle);
+        Ok(())
     }
 
     /// An inline volume that is mounted here.
@@ -119,21 +179,21 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
     async fn delete_scratch(&self, volume: VolumeHandle) -> Result<(), ControlError> {
         let Some(pool) = self.pools.by_id(volume.pool)? else { return Ok(()) };
         pool.step("control.ephemeral.unstaged").await?;
-        let Some((dataset, owner)) = tombstone_dataset(pool, volume.dataset).await? else {
-            return Ok(());
+        let deleted = async {
+            self.volumes.discard(&pool.catalog, volume.dataset).await?;
+            tombstone_dataset(pool, volume.dataset).await
         };
-        if owner.node == self.volumes.settings().node {
-            // This node claimed it before a reboot.
-            self.volumes.open(&pool.catalog, volume.dataset).await?;
-            self.volumes.close(volume.dataset).await?;
-            if tombstone_dataset(pool, volume.dataset).await?.is_none() {
-                return Ok(());
+        match tokio::time::timeout(self.settings.hold, Box::pin(deleted)).await {
+            Ok(Ok(None)) => Ok(()),
+            Ok(Ok(Some((dataset, owner)))) => Err(ControlError::Unavailable(format!(
+                "node {} has dataset {} open",
+                owner.node, dataset.name
+            ))),
+            Ok(Err(error)) => Err(error),
+            Err(_) => {
+                Err(ControlError::Unavailable("the object store does not answer in time".into()))
             }
         }
-        Err(ControlError::Unavailable(format!(
-            "volume {} cannot be deleted while node {} has it open; retry",
-            dataset.name, owner.node
-        )))
     }
 }
 

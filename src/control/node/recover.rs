@@ -107,10 +107,18 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
                 let Ok(_turn) = turns.acquire().await else { return };
                 // Handed over: the next process reopens it.
                 let Ok(_present) = self.present().await else { return };
+                if !self.is_staged(volume.dataset) {
+                    return self.forget_unpublished(record).await;
+                }
                 self.try_recover(record).await
             };
             match tried {
-                Ok(state) => return self.set(volume.dataset, state),
+                Ok(state) => {
+                    if !self.set_recovered(volume.dataset, state) {
+                        self.forget_unpublished(record).await;
+                    }
+                    return;
+                }
                 Err(ControlError::Unavailable(why)) if self.pools.by_id(volume.pool).is_err() => {
                     tracing::info!(%volume, why, "a staged volume waits for its pool");
                     tokio::select! {
@@ -137,7 +145,11 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
     /// without one the next staging reports the error.
     async fn give_up(&self, record: &StagedRecord, error: &ControlError) {
         let volume = record.volume;
-        match self.mounts_of(volume.dataset).await {
+        let mounts = self.mounts_of(volume.dataset).await;
+        if !self.is_staged(volume.dataset) {
+            return self.forget_unpublished(record).await;
+        }
+        match mounts {
             Ok((ours, _)) if ours.is_empty() => {
                 tracing::error!(
                     %volume,
@@ -149,6 +161,15 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
                 self.set(volume.dataset, StageState::Idle);
             }
             _ => self.go_stale(record, &error.to_string()).await,
+        }
+    }
+
+    /// Ends what a recovery has done for an inline volume that was unpublished meanwhile.
+    async fn forget_unpublished(&self, record: &StagedRecord) {
+        let volume = record.volume;
+        self.endpoints.stop(volume.dataset).await;
+        if let Err(error) = self.records.remove(volume.dataset).await {
+            tracing::warn!(%volume, %error, "a staged record stays until the next start");
         }
     }
 
@@ -188,7 +209,9 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
                         format!("node {} owns it in session {}", owner.node, owner.session)
                     }
                 };
-                self.go_stale(record, &why).await;
+                if self.is_staged(volume.dataset) {
+                    self.go_stale(record, &why).await;
+                }
                 Ok(StageState::Lost(Arc::new(record.clone())))
             }
         }

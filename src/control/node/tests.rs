@@ -10,7 +10,7 @@ use crate::control::channel::{Channel, OwnerRoute, key_of};
 use crate::control::{ControlError, Controller, EphemeralWatch, NewVolume, Pools};
 use crate::fs::api::StatFs;
 use crate::fs::db::DbCache;
-use crate::mount::FakeMounter;
+use crate::mount::{FakeMounter, Mounter};
 use crate::types::{Class, Classify, DatasetId, SessionId, VolumeHandle};
 use crate::volume::{Attached, VolumeSettings, Volumes};
 use parking_lot::Mutex;
@@ -396,6 +396,35 @@ fn an_inline_volume_leaves_nothing_behind() {
             let name = format!("ephemeral-{}-1", Node::inline());
             assert_eq!(node.inline_volumes().await, [name]);
             node.unpublish_inline().await.unwrap();
+        }
+    });
+}
+
+/// The store is away for longer than calls are held: the pod may go, and the rest is done when the
+/// store is back.
+#[test]
+fn a_pod_does_not_wait_for_the_deletion_of_its_inline_volume() {
+    run(async {
+        // With a channel calls are held for three seconds only.
+        let node = Node::of(&[], Some("192.0.2.1:12050".parse().unwrap())).await;
+        node.publish_inline().await.unwrap();
+        node.set("volume.close.release", "return");
+        let begun = std::time::Instant::now();
+        let refused = node.unpublish_inline().await.unwrap_err();
+        assert_eq!(refused.class(), Class::Unavailable, "{refused}");
+        let mounts = node.agent.mounter.list().await.unwrap();
+        assert!(mounts.is_empty(), "{mounts:?}");
+        while node.unpublish_inline().await.is_err() {
+            assert!(begun.elapsed() < Duration::from_secs(30), "the pod stays");
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+        assert!(begun.elapsed() >= Duration::from_secs(3), "{:?}", begun.elapsed());
+        assert!(!node.target().exists());
+        assert_eq!(node.inline_volumes().await.len(), 1);
+        node.set("volume.close.release", "off");
+        while !node.inline_volumes().await.is_empty() {
+            assert!(begun.elapsed() < Duration::from_secs(90), "it is never deleted");
+            tokio::time::sleep(Duration::from_millis(100)).await;
         }
     });
 }
