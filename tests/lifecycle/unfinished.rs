@@ -123,7 +123,7 @@ fn a_snapshot_of_a_volume_that_was_never_served_has_a_root() {
 /// The owner that opened it first dies before there is a root. A release by force ends its journal,
 /// which puts the superblock into a table.
 #[test]
-fn nor_has_one_whose_first_owner_was_lost_none() {
+fn a_snapshot_of_a_volume_whose_first_owner_died_has_a_root() {
     super::run(async {
         let world = World::new().await;
         let volume = world.volume("v").await;

@@ -73,7 +73,7 @@ impl Controller {
         else {
             return Ok(());
         };
-        let expected = dataset.parse().map_err(|error| {
+        let expected: DatasetName = dataset.parse().map_err(|error| {
             ControlError::Internal(format!("writable snapshot {}: {error}", new.name))
         })?;
         match pool.catalog.keep_name(source.dataset, &expected).await? {

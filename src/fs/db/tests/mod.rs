@@ -149,6 +149,11 @@ async fn requests_of_checkpoints_and_clones_do_not_grow() {
     assert_eq!(small, large);
 }
 
+async fn closed_checkpoint(place: &DbPlace, name: &str) -> CheckpointId {
+    let expected = epoch(place).await.unwrap();
+    checkpoint_closed(place, name, (expected, &key(0)[..])).await.unwrap().unwrap().0
+}
+
 #[tokio::test]
 async fn a_checkpoint_stays_as_it_was_and_its_name_is_unique() {
     for (place, _folder) in places() {
@@ -165,12 +170,8 @@ async fn a_checkpoint_stays_as_it_was_and_its_name_is_unique() {
         reader.close().await.unwrap();
         assert_eq!(holds(&place).await.unwrap().named, vec![("one".to_owned(), checkpoint)]);
         db.close().await.unwrap();
-        assert_eq!(
-            checkpoint_closed(&place, "one", epoch(&place).await.unwrap()).await.unwrap().0,
-            checkpoint
-        );
-        let (two, _) =
-            checkpoint_closed(&place, "two", epoch(&place).await.unwrap()).await.unwrap();
+        assert_eq!(closed_checkpoint(&place, "one").await, checkpoint);
+        let two = closed_checkpoint(&place, "two").await;
         assert_ne!(two, checkpoint);
         drop_checkpoint(&place, checkpoint).await.unwrap();
         drop_checkpoint(&place, checkpoint).await.unwrap();
