@@ -17,8 +17,8 @@ use tokio_util::task::TaskTracker;
 
 /// A kernel client has at most 16 connections to its volume; a few more may be closing.
 const CONNECTIONS_MAX: usize = 64;
-/// Bytes of calls that are relayed and not answered, of all volumes together. Each connection may
-/// have one more call beyond it.
+/// Bytes of calls that are relayed and not answered, of all volumes together. Beyond it each volume
+/// may have some that the memory of an open volume counts: a relayed one is open elsewhere.
 const UNANSWERED_BYTES_MAX: usize = 32 << 20;
 /// The previous process of this node closes its port when it hands over.
 const BIND_RETRY: Duration = Duration::from_millis(100);

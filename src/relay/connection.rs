@@ -4,6 +4,7 @@
 //! there is room, sent along the route, and their replies read from there. The first goes on while
 //! the route is changed or sought; the other two begin again, with all unanswered calls.
 
+use super::budget::VolumeShare;
 use super::outgoing::{Outgoing, SMALL_BYTES, mark};
 use super::state::EndpointState;
 use super::unanswered::UnansweredCalls;
@@ -62,7 +63,7 @@ enum End {
 
 impl Relayed {
     pub fn new(stream: Stream, endpoint: Arc<EndpointState>, is_own: bool) -> Self {
-        let unanswered = Mutex::new(UnansweredCalls::new(endpoint.budget.clone()));
+        let unanswered = Mutex::new(UnansweredCalls::new(endpoint.share.clone()));
         Self {
             stream,
             endpoint,
@@ -120,7 +121,7 @@ async fn read_calls(
             calls.unanswered.lock().add(record).map_err(io::Error::other)?;
             calls.added.notify_one();
         }
-        room(calls, endpoint, stream).await?;
+        room(calls, endpoint, stream, records.large_bytes()).await?;
         let limit = records.room();
         match stream.try_read_buf(&mut records.spare().limit(limit)) {
             Ok(0) => return Ok(()),
@@ -143,20 +144,50 @@ async fn wait_for_bytes(stream: &Stream, records: &mut RecordReader) -> io::Resu
     stream.readable().await
 }
 
-/// Waits until another call may be read. While none is, a client that has gone is noticed all the
-/// same: its calls came again on another connection, and must not be sent once more much later.
-async fn room(calls: &Calls, endpoint: &EndpointState, stream: &Stream) -> io::Result<()> {
-    loop {
-        let fewer = endpoint.budget.fewer();
-        tokio::pin!(fewer);
-        // Registered before the check: a reply that arrives after it is not missed.
-        fewer.as_mut().enable();
-        if calls.unanswered.lock().has_room() {
-            return Ok(());
-        }
-        let waited = tokio::time::timeout(HANG_UP_LOOK, fewer).await;
-        if waited.is_err() && stream.is_hung_up() {
+/// Waits until another call may be read, or the rest of one of `large` bytes. While none is, a
+/// client that has gone is noticed all the same: its calls came again on another connection, and
+/// must not be sent once more much later.
+async fn room(
+    calls: &Calls,
+    endpoint: &EndpointState,
+    stream: &Stream,
+    large: usize,
+) -> io::Result<()> {
+    if calls.unanswered.lock().may_read(large) {
+        return Ok(());
+    }
+    let room = calls.room(&endpoint.share, large);
+    tokio::pin!(room);
+    while tokio::time::timeout(HANG_UP_LOOK, &mut room).await.is_err() {
+        if stream.is_hung_up() {
             return Err(ErrorKind::ConnectionAborted.into());
+        }
+    }
+    Ok(())
+}
+
+impl Calls {
+    /// Waits for room for a call, and takes that of a large one.
+    async fn room(&self, share: &VolumeShare, large: usize) {
+        if large == 0 {
+            return self.until(share, |calls| calls.may_read(0)).await;
+        }
+        // Before its turn: it would hold up the volume's other connections.
+        self.until(share, |calls| calls.is_below_limits()).await;
+        let _turn = share.turn().await;
+        self.until(share, |calls| calls.receive(large)).await;
+    }
+
+    async fn until(&self, share: &VolumeShare, holds: impl Fn(&mut UnansweredCalls) -> bool) {
+        loop {
+            let fewer = share.fewer();
+            tokio::pin!(fewer);
+            // Registered before the check: a reply that arrives after it is not missed.
+            fewer.as_mut().enable();
+            if holds(&mut self.unanswered.lock()) {
+                return;
+            }
+            fewer.await;
         }
     }
 }

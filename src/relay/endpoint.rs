@@ -74,7 +74,7 @@ impl RelayEndpoint {
             routes: watch::Sender::default(),
             host,
             dialer,
-            budget,
+            share: budget.share(),
             cut: CancellationToken::new(),
             peers,
             connections_max,

@@ -17,7 +17,8 @@
 //! of a server that has lost the volume is never passed on (R25). MNT is passed on only during our
 //! own mount(2) (R23).
 //!
-//! Limits: calls and bytes unanswered of each connection and of all together, connections of an
+//! Limits: calls and bytes unanswered of each connection, their bytes of each volume and of all
+//! together (`budget`: a volume whose calls wait takes nothing from others), connections of an
 //! endpoint and of a peer, the length of a record, the time of a handshake, and the time for which
 //! either side may stall in the middle of a record.
 //!
@@ -28,6 +29,7 @@
 //! A crash leaves nothing: both sides see the connection break. Clients' kernels send unanswered
 //! calls again.
 
+mod budget;
 mod connection;
 mod dial;
 mod endpoint;
@@ -39,12 +41,12 @@ mod served;
 mod state;
 mod unanswered;
 
+pub use budget::RelayBudget;
 pub use dial::Dialer;
 pub use endpoint::{RelayEndpoint, RelayOptions, RelayPass};
 pub use identity::{Identity, IdentityError};
 pub use listener::{Found, Listener, OwnedDatasets};
 pub use served::{Answers, Served, host_of};
-pub use unanswered::RelayBudget;
 
 use crate::control::channel::OwnerRoute;
 use std::sync::Arc;

@@ -1,6 +1,7 @@
 //! State shared by the connections of one endpoint.
 
-use super::{Dialer, RelayBudget, Route};
+use super::budget::VolumeShare;
+use super::{Dialer, Route};
 use crate::nfs::{ClientHost, Peers, Stream};
 use crate::types::DatasetId;
 use std::sync::Arc;
@@ -13,7 +14,8 @@ pub struct EndpointState {
     pub routes: watch::Sender<Route>,
     pub host: ClientHost,
     pub dialer: Arc<Dialer>,
-    pub budget: RelayBudget,
+    /// Bytes that its unanswered calls may take.
+    pub share: VolumeShare,
     /// Closes the connections.
     pub cut: CancellationToken,
     pub peers: Peers,

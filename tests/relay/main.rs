@@ -4,6 +4,7 @@
 
 mod cost;
 mod cut;
+mod fair;
 mod following;
 mod moves;
 mod node;

@@ -1,0 +1,175 @@
+//! Calls that wait at their volume's owner, for a limit for example: the room for them is divided
+//! between volumes, and between the connections of each. The owner is one that answers what the
+//! test says, and nothing else.
+
+use parking_lot::Mutex;
+use std::collections::HashMap;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::unix::OwnedWriteHalf;
+use tokio::net::{TcpListener, UnixStream};
+use tokio::sync::Mutex as AsyncMutex;
+use zerofs_csi::nfs::{ClientHost, Peers};
+use zerofs_csi::relay::{
+    Answers, Dialer, Identity, RelayBudget, RelayEndpoint, RelayOptions, Route, host_of,
+};
+use zerofs_csi::types::{DatasetId, Incarnation, NameKey, SessionId};
+
+const MIB: usize = 1 << 20;
+const LAST_FRAGMENT: u32 = 1 << 31;
+/// Far longer than anything takes that does not wait for room.
+const LIMIT: Duration = Duration::from_secs(20);
+/// Time in which a call would arrive that may.
+const MOMENT: Duration = Duration::from_millis(300);
+
+type Replies = Arc<AsyncMutex<OwnedWriteHalf>>;
+
+/// An owner that keeps the calls of one volume: their numbers, and where their replies go.
+#[derive(Clone, Default)]
+struct Owner(Arc<Mutex<HashMap<u32, Replies>>>);
+
+impl Answers for Owner {
+    fn connect(&self, _: ClientHost) -> io::Result<UnixStream> {
+        let (ours, theirs) = UnixStream::pair()?;
+        let (mut from, to) = ours.into_split();
+        let (owner, to) = (self.clone(), Arc::new(AsyncMutex::new(to)));
+        tokio::spawn(async move {
+            while let Ok(mark) = from.read_u32().await {
+                let mut call = vec![0; (mark & !LAST_FRAGMENT) as usize];
+                from.read_exact(&mut call).await?;
+                let xid = u32::from_be_bytes(*call.first_chunk().unwrap());
+                owner.0.lock().insert(xid, to.clone());
+            }
+            io::Result::Ok(())
+        });
+        Ok(theirs)
+    }
+
+    fn is_valid(&self) -> bool {
+        true
+    }
+}
+
+impl Owner {
+    fn waiting(&self) -> usize {
+        self.0.lock().len()
+    }
+
+    async fn until(&self, what: &str, holds: impl Fn(&Self) -> bool) {
+        let held = async {
+            while !holds(self) {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        let held = tokio::time::timeout(LIMIT, held).await;
+        held.unwrap_or_else(|_| panic!("{what}: {} calls arrived", self.waiting()));
+    }
+
+    async fn until_waiting(&self, count: usize) {
+        self.until("they have room", |owner| owner.waiting() >= count).await;
+        tokio::time::sleep(MOMENT).await;
+        assert_eq!(self.waiting(), count, "the others have no room");
+    }
+
+    async fn answer(&self, xid: u32) {
+        let to = self.0.lock().remove(&xid).expect("it waits");
+        let reply: Vec<u8> = [8 | LAST_FRAGMENT, xid, 1].map(u32::to_be_bytes).concat();
+        to.lock().await.write_all(&reply).await.unwrap();
+    }
+
+    /// Answers a call of the connection.
+    async fn answer_one_of(&self, connection: u32) {
+        let xid = self.0.lock().keys().copied().find(|xid| xid / 1000 == connection);
+        self.answer(xid.expect("one of them waits")).await;
+    }
+}
+
+struct Volume {
+    endpoint: RelayEndpoint,
+    owner: Owner,
+}
+
+struct Node {
+    options: RelayOptions,
+}
+
+impl Node {
+    fn new() -> Self {
+        let dialer = Dialer::new(Identity::generate().unwrap(), SessionId::random());
+        let options = RelayOptions {
+            peers: Peers::Loopback,
+            host: host_of("node"),
+            connections_max: 64,
+            dialer: Arc::new(dialer),
+            budget: RelayBudget::new(32 * MIB),
+        };
+        Self { options }
+    }
+
+    async fn volume(&self) -> Volume {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let dataset = DatasetId { key: NameKey::random(), incarnation: Incarnation::random() };
+        let endpoint = RelayEndpoint::start(listener, dataset, self.options.clone()).unwrap();
+        let owner = Owner::default();
+        endpoint.set_route(Route::Here(Arc::new(owner.clone())));
+        Volume { endpoint, owner }
+    }
+}
+
+impl Volume {
+    /// A connection that sends calls of this size, as fast as they are taken.
+    fn send(&self, connection: u32, calls: u32, bytes: usize) {
+        let mut stream = self.endpoint.connect().unwrap();
+        tokio::spawn(async move {
+            for n in 0..calls {
+                let xid = connection * 1000 + n;
+                let mut call: Vec<u8> =
+                    [bytes as u32 | LAST_FRAGMENT, xid, 0].map(u32::to_be_bytes).concat();
+                call.resize(4 + bytes, 7);
+                if stream.write_all(&call).await.is_err() {
+                    return;
+                }
+            }
+            // It stays open; replies are small.
+            std::future::pending::<()>().await;
+        });
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_volume_whose_calls_wait_leaves_the_others_their_room() {
+    let node = Node::new();
+    let (slow, other, third) = (node.volume().await, node.volume().await, node.volume().await);
+    for connection in 0..4 {
+        slow.send(connection, 20, MIB);
+    }
+    slow.owner.until_waiting(16).await;
+    other.send(0, 20, MIB);
+    other.owner.until_waiting(8).await;
+    for connection in 0..4 {
+        third.send(connection, 20, MIB);
+    }
+    third.owner.until_waiting(4).await;
+    // Small calls pass on a connection of their own.
+    slow.send(5, 1, 100);
+    slow.owner.until("a small call passes", |owner| owner.waiting() == 17).await;
+    drop(slow);
+    third.owner.until("the room of one is that of others", |owner| owner.waiting() == 12).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_connections_of_a_volume_take_turns() {
+    let volume = Node::new().volume().await;
+    volume.send(1, 20, MIB);
+    volume.owner.until_waiting(8).await;
+    volume.send(2, 20, MIB);
+    volume.owner.until_waiting(16).await;
+    volume.send(3, 20, MIB);
+    tokio::time::sleep(MOMENT).await;
+    // The first one has more to send, and hears of its room first.
+    volume.owner.answer_one_of(1).await;
+    let third = |owner: &Owner| owner.0.lock().contains_key(&3000);
+    volume.owner.until("the third has its turn", third).await;
+}
