@@ -21,8 +21,8 @@ use tokio::sync::Notify;
 
 /// Time for which either side may stall in the middle of a record, or take no reply.
 const STALL: Duration = Duration::from_secs(60);
-/// A call without a reply for this long makes the endpoint look for another route; the call stays
-/// where it is.
+/// A call without a reply for this long, while no other has one either, makes the endpoint look for
+/// another route; the call stays where it is.
 const SILENCE: Duration = Duration::from_secs(5);
 const SILENCE_LOOK: Duration = Duration::from_secs(1);
 /// Between attempts on a route that broke; it grows to the latter.
@@ -295,7 +295,7 @@ async fn receive<R: AsyncRead + Unpin>(
             if !calls.unanswered.lock().answered(xid) {
                 return Err(io::Error::other("a reply to no call"));
             }
-            endpoint.clear_disturbance();
+            endpoint.answered();
             outgoing.add(reply);
             if outgoing.is_full() {
                 send_replies(outgoing, stream, endpoint).await;
@@ -326,7 +326,7 @@ async fn watch_silence(calls: &Calls, endpoint: &EndpointState) -> io::Result<()
     loop {
         tokio::time::sleep(SILENCE_LOOK).await;
         let oldest = calls.unanswered.lock().oldest();
-        if oldest.is_some_and(|since| since.elapsed() >= SILENCE) {
+        if oldest.is_some_and(|since| endpoint.silence(since) >= SILENCE) {
             endpoint.disturb();
         }
     }

@@ -12,7 +12,7 @@ use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::net::{TcpListener, TcpStream, UnixStream};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -80,6 +80,7 @@ impl RelayEndpoint {
             connections_max,
             passes: AtomicUsize::new(0),
             disturbed: watch::Sender::new(false),
+            answered_at: Mutex::new(Instant::now()),
         });
         let (listener, tasks) = (Arc::new(listener), TaskTracker::new());
         tasks.spawn(accept(listener.clone(), state.clone(), tasks.clone()));

@@ -4,8 +4,10 @@ use super::budget::VolumeShare;
 use super::{Dialer, Route};
 use crate::nfs::{ClientHost, Peers, Stream};
 use crate::types::DatasetId;
+use parking_lot::Mutex;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -23,6 +25,8 @@ pub struct EndpointState {
     pub passes: AtomicUsize,
     /// Calls wait although there is a route.
     pub disturbed: watch::Sender<bool>,
+    /// When the last reply arrived, on any connection.
+    pub answered_at: Mutex<Instant>,
 }
 
 impl EndpointState {
@@ -32,6 +36,18 @@ impl EndpointState {
 
     pub fn disturb(&self) {
         self.disturbed.send_if_modified(|now| !std::mem::replace(now, true));
+    }
+
+    /// A reply has arrived.
+    pub fn answered(&self) {
+        *self.answered_at.lock() = Instant::now();
+        self.clear_disturbance();
+    }
+
+    /// The time for which a call has waited, and nothing else was answered either: calls that wait
+    /// for a limit are answered one after the other.
+    pub fn silence(&self, since: Instant) -> Duration {
+        since.max(*self.answered_at.lock()).elapsed()
     }
 
     pub fn clear_disturbance(&self) {

@@ -1,6 +1,6 @@
 //! Calls that wait at their volume's owner, for a limit for example: the room for them is divided
-//! between volumes, and between the connections of each. The owner is one that answers what the
-//! test says, and nothing else.
+//! between volumes, and between the connections of each, and they disturb nothing. The owner is one
+//! that answers what the test says, and nothing else.
 
 use parking_lot::Mutex;
 use std::collections::HashMap;
@@ -172,4 +172,26 @@ async fn the_connections_of_a_volume_take_turns() {
     volume.owner.answer_one_of(1).await;
     let third = |owner: &Owner| owner.0.lock().contains_key(&3000);
     volume.owner.until("the third has its turn", third).await;
+}
+
+/// The owner of a limited volume is not lost, although each call waits for long.
+#[tokio::test(flavor = "multi_thread")]
+async fn calls_that_are_answered_slowly_are_no_reason_to_look_for_another_owner() {
+    let volume = Node::new().volume().await;
+    volume.send(1, 20, 1000);
+    volume.send(2, 20, 1000);
+    volume.owner.until_waiting(40).await;
+    let mut disturbed = volume.endpoint.disturbed();
+    let answers = async {
+        for _ in 0..16 {
+            volume.owner.answer_one_of(1).await;
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        }
+    };
+    tokio::select! {
+        () = answers => {}
+        _ = disturbed.wait_for(|disturbed| *disturbed) => panic!("they are answered"),
+    }
+    let silent = tokio::time::timeout(LIMIT, disturbed.wait_for(|disturbed| *disturbed)).await;
+    assert!(*silent.expect("nothing is answered now").unwrap());
 }
