@@ -8,7 +8,9 @@
 //! ```
 //! Nothing queues here. A call is charged when it arrives and gets the place up to which its bucket
 //! must be paid; so calls are due in the order of their arrival, and one that waits holds a few
-//! numbers. A changed limit applies to those that wait already.
+//! numbers. A raised limit also applies to those that wait already; under a lowered one they are
+//! due as before, because a call that was charged must not wait beyond [`WAIT_MAX`], and those that
+//! arrive from then on are due after them.
 
 use crate::types::IoLimits;
 use parking_lot::Mutex;
@@ -49,17 +51,25 @@ pub enum Admission {
 pub struct Delay {
     throttle: Arc<Throttle>,
     io: Io,
-    /// Places in the bucket of bytes and in that of calls.
-    bytes: u128,
-    calls: u128,
+    bytes: Charge,
+    calls: Charge,
+}
+
+/// The charge of one call in one bucket.
+#[derive(Clone, Copy, Debug)]
+struct Charge {
+    /// Where it ends: the call is due once that much is paid.
+    place: u128,
+    /// None while there is no limit.
+    units: u128,
 }
 
 impl Delay {
     /// Waits until the call is due.
-    pub async fn passed(self) {
+    pub async fn passed(&self) {
         let mut changed = self.throttle.changed.subscribe();
         loop {
-            let wait = self.throttle.buckets.lock().wait(&self, Instant::now());
+            let wait = self.throttle.buckets.lock().wait(self, Instant::now());
             if wait.is_zero() {
                 return;
             }
@@ -69,6 +79,21 @@ impl Delay {
                 _ = changed.changed() => {}
             }
         }
+    }
+
+    /// Gives back what the call was charged and is not paid yet: it is not carried out. Calls that
+    /// arrive later have the use of it; those that wait are due no later than before.
+    pub fn cancel(self) {
+        let now = Instant::now();
+        let mut buckets = self.throttle.buckets.lock();
+        buckets.of(self.io).give_back(self.bytes, now);
+        buckets.calls.give_back(self.calls, now);
+    }
+}
+
+impl Drop for Delay {
+    fn drop(&mut self) {
+        *self.throttle.buckets.lock().waiting(self.io) -= 1;
     }
 }
 
@@ -81,11 +106,13 @@ pub struct Throttle {
     changed: watch::Sender<()>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Buckets {
     read: Bucket,
     write: Bucket,
     calls: Bucket,
+    waiting_reads: usize,
+    waiting_writes: usize,
 }
 
 #[derive(Debug, Default)]
@@ -96,14 +123,21 @@ struct Bucket {
     paid: u128,
     /// When `paid` was brought up to date; none while there is no limit.
     at: Option<Instant>,
+    earlier: Option<Earlier>,
+}
+
+/// A higher limit, under which calls were charged that still wait.
+#[derive(Clone, Copy, Debug)]
+struct Earlier {
+    rate: u64,
+    /// The place of the last of them.
+    until: u128,
 }
 
 impl Throttle {
     pub fn new(limits: IoLimits) -> Arc<Self> {
-        let buckets =
-            Buckets { read: Bucket::default(), write: Bucket::default(), calls: Bucket::default() };
         let throttle = Self {
-            buckets: Mutex::new(buckets),
+            buckets: Mutex::default(),
             limited: AtomicBool::new(false),
             changed: watch::Sender::new(()),
         };
@@ -111,7 +145,7 @@ impl Throttle {
         Arc::new(throttle)
     }
 
-    /// Changes the limits, also for calls that wait.
+    /// Changes the limits; see the module's text for calls that wait.
     pub fn set(&self, limits: IoLimits) {
         let now = Instant::now();
         let mut buckets = self.buckets.lock();
@@ -136,19 +170,21 @@ impl Throttle {
         let now = Instant::now();
         let mut buckets = self.buckets.lock();
         let of_bytes = buckets.of(io);
-        let place = of_bytes.place(bytes as u128, now);
-        let waits = of_bytes.wait(place);
-        let calls = buckets.calls.place(1, now);
-        let wait = waits.max(buckets.calls.wait(calls));
-        if wait > WAIT_MAX {
+        let bytes = of_bytes.charge(bytes as u128, now);
+        let waits = of_bytes.wait(bytes.place);
+        let calls = buckets.calls.charge(1, now);
+        let waits_of_calls = buckets.calls.wait(calls.place);
+        if waits > WAIT_MAX || waits_of_calls > buckets.calls_wait_max(io) {
             return Admission::Refused;
         }
-        buckets.of(io).charged = place;
-        buckets.calls.charged = calls;
+        let wait = waits.max(waits_of_calls);
+        buckets.of(io).charged = bytes.place;
+        buckets.calls.charged = calls.place;
         if wait.is_zero() {
             return Admission::Now;
         }
-        Admission::Later(Delay { throttle: self.clone(), io, bytes: place, calls })
+        *buckets.waiting(io) += 1;
+        Admission::Later(Delay { throttle: self.clone(), io, bytes, calls })
     }
 }
 
@@ -160,165 +196,116 @@ impl Buckets {
         }
     }
 
+    fn waiting(&mut self, io: Io) -> &mut usize {
+        match io {
+            Io::Read => &mut self.waiting_reads,
+            Io::Write => &mut self.waiting_writes,
+        }
+    }
+
+    /// The most that a call may wait for the limit that both kinds share. Half of it is for the
+    /// kind of which fewer wait: a flood of reads must not leave refusals alone for the writes.
+    fn calls_wait_max(&self, io: Io) -> Duration {
+        let is_fewer = match io {
+            Io::Read => self.waiting_reads < self.waiting_writes,
+            Io::Write => self.waiting_writes < self.waiting_reads,
+        };
+        if is_fewer { WAIT_MAX } else { WAIT_MAX / 2 }
+    }
+
     fn wait(&mut self, delay: &Delay, now: Instant) -> Duration {
         self.calls.settle(now);
-        let calls = self.calls.wait(delay.calls);
+        let calls = self.calls.wait(delay.calls.place);
         let of_bytes = self.of(delay.io);
         of_bytes.settle(now);
-        of_bytes.wait(delay.bytes).max(calls)
+        of_bytes.wait(delay.bytes.place).max(calls)
     }
 }
 
 impl Bucket {
     /// Adds what the time since the last call has paid.
     fn settle(&mut self, now: Instant) {
-        let (Some(rate), Some(at)) = (self.rate.map(u128::from), self.at) else { return };
-        let paid = now.saturating_duration_since(at).as_nanos() * rate;
-        self.paid = (self.paid + paid).min(self.charged + rate * SCALE * BURST_SECS);
+        let (Some(rate), Some(at)) = (self.rate, self.at) else { return };
+        let mut nanos = now.saturating_duration_since(at).as_nanos();
         self.at = Some(now.max(at));
+        if let Some(earlier) = self.earlier {
+            let needed = nanos_for(earlier.until.saturating_sub(self.paid), earlier.rate);
+            if nanos < needed {
+                self.paid += nanos * u128::from(earlier.rate);
+                return;
+            }
+            self.paid = self.paid.max(earlier.until);
+            self.earlier = None;
+            nanos -= needed;
+        }
+        let paid = nanos.saturating_mul(u128::from(rate));
+        self.paid = self.paid.saturating_add(paid).min(self.full(rate));
     }
 
-    /// The place of a further call.
-    fn place(&mut self, units: u128, now: Instant) -> u128 {
+    /// The most that may be paid.
+    fn full(&self, rate: u64) -> u128 {
+        self.charged + u128::from(rate) * SCALE * BURST_SECS
+    }
+
+    /// The charge of a further call.
+    fn charge(&mut self, units: u128, now: Instant) -> Charge {
         self.settle(now);
-        match self.rate {
-            Some(_) => self.charged + units * SCALE,
-            None => self.charged,
+        let units = if self.rate.is_some() { units * SCALE } else { 0 };
+        Charge { place: self.charged.saturating_add(units), units }
+    }
+
+    /// Takes back the part of a charge that is not paid yet.
+    fn give_back(&mut self, charge: Charge, now: Instant) {
+        self.settle(now);
+        let unpaid = charge.units.min(charge.place.saturating_sub(self.paid));
+        if charge.place == self.charged {
+            self.charged -= unpaid;
+        } else {
+            self.paid += unpaid;
+        }
+        if let Some(earlier) = &mut self.earlier {
+            earlier.until = earlier.until.min(self.charged);
         }
     }
 
     /// The time until `place` is paid.
     fn wait(&self, place: u128) -> Duration {
-        let Some(rate) = self.rate.map(u128::from).filter(|rate| *rate > 0) else {
-            return Duration::ZERO;
-        };
-        let nanos = place.saturating_sub(self.paid).div_ceil(rate);
+        let Some(rate) = self.rate else { return Duration::ZERO };
+        let (mut from, mut nanos) = (self.paid, 0);
+        if let Some(earlier) = self.earlier {
+            let to = place.min(earlier.until);
+            nanos = nanos_for(to.saturating_sub(from), earlier.rate);
+            from = from.max(to);
+        }
+        nanos += nanos_for(place.saturating_sub(from), rate);
         Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
     }
 
     fn set_rate(&mut self, rate: Option<u64>, now: Instant) {
         self.settle(now);
-        let begins = self.rate.is_none();
-        (self.rate, self.at) = (rate, rate.map(|_| now));
-        let full = self.charged + u128::from(rate.unwrap_or(0)) * SCALE * BURST_SECS;
-        // Calls that wait are due where the limit ends, and not charged again where one begins.
-        self.paid = if begins || rate.is_none() { full } else { self.paid.min(full) };
+        // No limit that passed `IoLimits::check` is zero, and nothing would ever be due.
+        let rate = rate.filter(|rate| *rate > 0);
+        let before = std::mem::replace(&mut self.rate, rate);
+        self.at = rate.map(|_| self.at.map_or(now, |at| at.max(now)));
+        let full = self.full(rate.unwrap_or(0));
+        let Some((before, rate)) = before.zip(rate) else {
+            // Calls that wait are due where the limit ends, and not charged again where one begins.
+            (self.paid, self.earlier) = (full, None);
+            return;
+        };
+        self.paid = self.paid.min(full);
+        if rate < before {
+            let rate = self.earlier.map_or(before, |earlier| earlier.rate.max(before));
+            self.earlier = Some(Earlier { rate, until: self.charged });
+        }
+        self.earlier = self.earlier.filter(|earlier| earlier.rate > rate);
     }
+}
+
+/// The time in which a rate pays `units`.
+fn nanos_for(units: u128, rate: u64) -> u128 {
+    units.div_ceil(u128::from(rate))
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const MIB: usize = 1 << 20;
-
-    fn writes(mib: u64) -> IoLimits {
-        IoLimits { max_write_bandwidth: Some(mib << 20), ..IoLimits::default() }
-    }
-
-    fn later(admission: Admission) -> Delay {
-        match admission {
-            Admission::Later(delay) => delay,
-            other => panic!("{other:?}"),
-        }
-    }
-
-    /// The seconds until a call is due that is charged now.
-    async fn secs(throttle: &Arc<Throttle>, io: Io, bytes: usize) -> f64 {
-        let begun = Instant::now();
-        match throttle.admit(io, bytes) {
-            Admission::Now => 0.0,
-            Admission::Later(delay) => {
-                delay.passed().await;
-                begun.elapsed().as_secs_f64()
-            }
-            Admission::Refused => panic!("refused"),
-        }
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn an_idle_volume_saves_up_a_second() {
-        let throttle = Throttle::new(writes(2));
-        for _ in 0..3 {
-            tokio::time::advance(Duration::from_secs(100)).await;
-            for due in [0.0, 0.0, 0.5, 0.5] {
-                let waited = secs(&throttle, Io::Write, MIB).await;
-                assert!((waited - due).abs() < 0.01, "{waited} instead of {due}");
-            }
-        }
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn each_limit_is_of_its_kind_and_the_longer_wait_holds() {
-        let limits = IoLimits { max_iops: Some(10), ..writes(1) };
-        let throttle = Throttle::new(limits);
-        assert!(matches!(throttle.admit(Io::Write, MIB), Admission::Now));
-        let write = later(throttle.admit(Io::Write, MIB));
-        for _ in 0..8 {
-            assert!(matches!(throttle.admit(Io::Read, 50 * MIB), Admission::Now));
-        }
-        let begun = Instant::now();
-        later(throttle.admit(Io::Read, MIB)).passed().await;
-        assert_eq!(begun.elapsed().as_millis() / 10, 10, "the eleventh call");
-        write.passed().await;
-        assert_eq!(begun.elapsed().as_millis() / 10, 100, "the second MiB");
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn calls_are_due_in_their_order_and_late_ones_are_not_charged() {
-        let throttle = Throttle::new(writes(1));
-        let mut waiting = Vec::new();
-        loop {
-            match throttle.admit(Io::Write, MIB) {
-                Admission::Now => {}
-                Admission::Later(delay) => waiting.push(delay),
-                Admission::Refused => break,
-            }
-        }
-        assert_eq!(waiting.len(), 30);
-        for _ in 0..1000 {
-            assert!(matches!(throttle.admit(Io::Write, MIB), Admission::Refused));
-        }
-        let begun = Instant::now();
-        for (delay, secs) in waiting.into_iter().zip(1..) {
-            delay.passed().await;
-            assert_eq!(rounded(begun), secs);
-        }
-        assert!((secs(&throttle, Io::Write, MIB).await - 1.0).abs() < 0.01);
-    }
-
-    /// Seconds since then.
-    fn rounded(begun: Instant) -> u64 {
-        (begun.elapsed() + Duration::from_millis(500)).as_secs()
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_changed_limit_holds_for_those_that_wait() {
-        let throttle = Throttle::new(writes(1));
-        assert!(matches!(throttle.admit(Io::Write, MIB), Admission::Now));
-        let slow = later(throttle.admit(Io::Write, 20 * MIB));
-        let begun = Instant::now();
-        let waiting = tokio::spawn(slow.passed());
-        tokio::time::sleep(Duration::from_secs(10)).await;
-        throttle.set(writes(5));
-        waiting.await.unwrap();
-        assert_eq!(rounded(begun), 12, "10 MiB at 1, 10 at 5");
-        let second = later(throttle.admit(Io::Write, 100 * MIB));
-        let waiting = tokio::spawn(second.passed());
-        tokio::task::yield_now().await;
-        throttle.lift();
-        waiting.await.unwrap();
-        assert_eq!(rounded(begun), 12, "no limit, no wait");
-        assert!(matches!(throttle.admit(Io::Write, usize::MAX), Admission::Now));
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_limit_that_begins_again_owes_nothing() {
-        let throttle = Throttle::new(writes(1));
-        let _waiting = (throttle.admit(Io::Write, MIB), throttle.admit(Io::Write, 25 * MIB));
-        throttle.lift();
-        throttle.set(writes(1));
-        assert!(matches!(throttle.admit(Io::Write, MIB), Admission::Now));
-        assert!((secs(&throttle, Io::Write, MIB).await - 1.0).abs() < 0.01);
-    }
-}
+mod tests;

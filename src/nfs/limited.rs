@@ -1,18 +1,21 @@
 //! Limits of a volume's bandwidth and calls ([`Throttle`](crate::fs::Throttle)), at the edge.
 //!
 //! Only READ and WRITE are limited: a GETATTR, a COMMIT or a change of a name never waits for a
-//! limit, nor behind a call that does. A READ waits before it takes bytes of the budget. A WRITE is
-//! carried out when it arrives, and its reply waits: its payload is the file system's then, and not
-//! in memory for as long as the call waits. What a client has in flight is bounded, so it writes at
-//! the rate of the replies. Beyond a queue of some seconds a call is told to retry. A relay keeps a
-//! call until it has its reply, so that calls of a shared volume wait behind its writes.
+//! limit, nor behind a call that does. A READ waits before it takes bytes of the budget; one whose
+//! connection has gone by then is not carried out, and not charged. A WRITE is carried out when it
+//! arrives, and its reply waits: its payload is the file system's then, and not in memory for as
+//! long as the call waits. What a client has in flight is bounded, so it writes at the rate of the
+//! replies. Beyond a queue of half a minute a call is told to retry. A relay keeps a call until it
+//! has its reply, within bytes of each connection and each volume: further calls of a shared volume
+//! wait behind its own writes, and no other volume does.
 
 use super::args::Args;
-use super::budget::Taken;
+use super::budget::{Bytes, Taken};
 use super::call::Call;
 use super::data;
 use super::dispatch::Answer;
 use super::export::{Export, ExportTable, Found};
+use super::outbox::Outbox;
 use super::reply::{Reply, WriteAnswer};
 use super::shared::Shared;
 use super::status::NfsStat;
@@ -30,13 +33,12 @@ pub struct Wait<F> {
 }
 
 impl<F: FileSystem> Wait<F> {
-    /// Returns the export, which may be lost by then.
-    pub async fn ended(self) -> Arc<Export<F>> {
+    /// The export may be lost by then.
+    async fn ended(&self) {
         tokio::select! {
             () = self.delay.passed() => {}
             () = self.stop.cancelled() => {}
         }
-        self.export
     }
 }
 
@@ -72,6 +74,33 @@ pub fn admit<T: ExportTable>(shared: &Shared<T>, args: &Args) -> Admitted<T::Fs>
     }
 }
 
+/// A READ's connection was closed while it waited.
+pub struct Gone;
+
+/// Waits for a READ's turn: for the limits of its volume, then for bytes of the budget.
+///
+/// # Errors
+/// [`Gone`]: nobody would get its data.
+pub async fn turn<F: FileSystem>(
+    wait: Option<Wait<F>>,
+    (budget, bytes): (&Bytes, usize),
+    outbox: &Outbox,
+) -> Result<Option<Taken>, Gone> {
+    if let Some(wait) = wait {
+        tokio::select! {
+            () = wait.ended() => {}
+            () = outbox.gone() => {
+                wait.delay.cancel();
+                return Err(Gone);
+            }
+        }
+    }
+    tokio::select! {
+        taken = budget.take(bytes) => Ok(taken),
+        () = outbox.gone() => Err(Gone),
+    }
+}
+
 /// A WRITE whose reply waits; `taken` is released once it is carried out. A volume that is lost
 /// meanwhile answers nothing else (R25).
 pub fn answered_late<F: FileSystem>(
@@ -83,7 +112,8 @@ pub fn answered_late<F: FileSystem>(
     Box::pin(async move {
         let reply = answer.await;
         drop(taken);
-        match wait.ended().await.is_lost() {
+        wait.ended().await;
+        match wait.export.is_lost() {
             true => WriteAnswer::failed(NfsStat::Stale).again(xid),
             false => reply,
         }

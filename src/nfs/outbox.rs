@@ -13,6 +13,7 @@ use std::io::{ErrorKind, IoSlice};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
 
 /// Pieces handed to one writev(2).
 const PIECES_MAX: usize = 64;
@@ -88,11 +89,18 @@ pub struct Outbox {
     full: Notify,
     /// Notified when replies were sent.
     room: Notify,
+    gone: CancellationToken,
 }
 
 impl Outbox {
     pub fn new(stream: Arc<Stream>) -> Self {
-        Self { stream, state: Mutex::default(), full: Notify::new(), room: Notify::new() }
+        Self {
+            stream,
+            state: Mutex::default(),
+            full: Notify::new(),
+            room: Notify::new(),
+            gone: CancellationToken::new(),
+        }
     }
 
     /// Sends a message, or queues it while another is being written. It is lost if the connection
@@ -168,8 +176,14 @@ impl Outbox {
         state.small_bytes = 0;
         state.current = Current::default();
         drop(state);
+        self.gone.cancel();
         self.room.notify_one();
         self.full.notify_one();
+    }
+
+    /// Resolves when the connection is closed: replies are lost from then on.
+    pub async fn gone(&self) {
+        self.gone.cancelled().await;
     }
 
     /// Takes what goes next: all small messages, then some large ones.

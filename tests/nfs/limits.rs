@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use zerofs_csi::fs::api::Stability;
+use zerofs_csi::fs::{Admission, Delay, Io};
 use zerofs_csi::nfs::client::{Client, ClientError, Credentials, FileHandle};
 use zerofs_csi::nfs::{Budget, Endpoint, ExportId, Limits, NfsStat, Options, Server};
 use zerofs_csi::types::IoLimits;
@@ -209,4 +210,44 @@ async fn a_hand_over_does_not_wait_for_limits() {
     let idle = timely(edge.server.quiesce(LIMIT)).await;
     assert_eq!(idle.len(), 1);
     all_done(calls).await;
+}
+
+/// Its client reads again on another connection, and must not wait behind itself.
+#[tokio::test(flavor = "multi_thread")]
+async fn reads_of_a_connection_that_has_gone_are_not_charged() {
+    let edge = Edge::start().await;
+    let client = edge.client().await;
+    let file = file(&edge, &client).await;
+    edge.fs.throttle.set(ONE_MIB_A_SECOND);
+    let calls = reads(&client, &file, 60);
+    let full = async {
+        while waiting(&calls) > 35 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timely(full).await;
+    assert!(admitted(&edge) < 15, "they are charged");
+    drop(client);
+    calls.iter().for_each(JoinHandle::abort);
+    let free = async {
+        while admitted(&edge) < 29 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timely(free).await;
+}
+
+/// The number of reads of 1 MiB that would be admitted, beside one that saved time has paid.
+fn admitted(edge: &Edge) -> usize {
+    let mut delays: Vec<Delay> = Vec::new();
+    loop {
+        match edge.fs.throttle.admit(Io::Read, MIB as usize) {
+            Admission::Now => {}
+            Admission::Later(delay) => delays.push(delay),
+            Admission::Refused => break,
+        }
+    }
+    let count = delays.len();
+    delays.into_iter().rev().for_each(Delay::cancel);
+    count
 }

@@ -160,12 +160,10 @@ impl<T: ExportTable> Connection<T> {
         let counted = self.reads.enter();
         let (outbox, budget) = (self.outbox.clone(), self.read_bytes.clone());
         tokio::spawn(async move {
-            if let Some(wait) = wait {
-                wait.ended().await;
+            if let Ok(taken) = limited::turn(wait, (&budget, bytes), &outbox).await {
+                let reply = dispatch(call, args).await;
+                outbox.send(Message { taken, ..reply.into_message() });
             }
-            let taken = budget.take(bytes).await;
-            let reply = dispatch(call, args).await;
-            outbox.send(Message { taken, ..reply.into_message() });
             drop(counted);
         });
         Begun::Later

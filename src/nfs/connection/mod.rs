@@ -3,7 +3,7 @@
 //! A call is polled once where it is read: most are answered from memory, and cost no task. One
 //! that must wait becomes a task of its own, which writes its reply itself. A call that has begun
 //! is never cancelled: its client may have gone, but it would retransmit the call on another
-//! connection.
+//! connection. A READ that waits for its turn has not begun.
 
 use super::budget::{Bytes as ByteBudget, Count, Taken};
 use super::export::ExportTable;
