@@ -3,7 +3,8 @@
 //!
 //! - `world`: processes on a pool; `clock`: the time that they see; `run`: the runtimes that they
 //!   run in.
-//! - `fault`: a store that fails on purpose; `s3`: a server of S3's API that does.
+//! - `fault`: a store that fails on purpose; `s3`: a server of S3's API that does; `rule`: which
+//!   requests do.
 //! - `volume`: a dataset without a pool; `files`: calls on files by name; `memfs`: a file system
 //!   in memory behind a server.
 //! - `driver`: a whole driver in this process; `program`: the program as a process; `nfs`: files
@@ -26,6 +27,7 @@ pub mod kernel;
 pub mod memfs;
 pub mod nfs;
 pub mod program;
+mod rule;
 pub mod run;
 pub mod s3;
 pub mod volume;

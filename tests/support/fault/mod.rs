@@ -8,6 +8,8 @@
 
 mod rules;
 
+pub use super::rule::Rule;
+use super::rule::scripted;
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
 use futures::stream::BoxStream;
@@ -20,8 +22,8 @@ use object_store::{
 };
 use rand::SeedableRng;
 use rand::rngs::StdRng;
-pub use rules::{Chances, Fault, Op, Rule};
-use rules::{drawn, scripted};
+use rules::drawn;
+pub use rules::{Chances, Fault, Op};
 use std::fmt;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -41,7 +43,7 @@ pub fn quick() -> Limits {
 
 #[derive(Default)]
 struct State {
-    rules: Vec<Rule>,
+    rules: Vec<Rule<Op, Fault>>,
     random: Option<(StdRng, Chances)>,
     latency: Option<Duration>,
     /// Its clock is so far ahead.
@@ -94,7 +96,7 @@ impl FaultStore {
         self.state.lock().unwrap()
     }
 
-    pub fn script(&self, rule: Rule) {
+    pub fn script(&self, rule: Rule<Op, Fault>) {
         self.state().rules.push(rule);
     }
 

@@ -1,4 +1,4 @@
-//! What fails, and how: by a script, or at random from a seed.
+//! How requests fail, and which do at random from a seed.
 
 use rand::Rng;
 use rand::rngs::StdRng;
@@ -20,9 +20,10 @@ impl Op {
     }
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Fault {
     /// An error, and nothing was done.
+    #[default]
     Before,
     /// The request is done, and its answer is an error.
     LostAck,
@@ -45,53 +46,6 @@ pub enum Fault {
     Absent,
 }
 
-/// A fault and the requests that it applies to.
-#[derive(Clone, Debug)]
-pub struct Rule {
-    op: Option<Op>,
-    key: String,
-    skip: usize,
-    times: usize,
-    fault: Fault,
-}
-
-impl Rule {
-    /// Every request of a kind.
-    pub fn on(op: Op) -> Self {
-        Self { op: Some(op), key: String::new(), skip: 0, times: usize::MAX, fault: Fault::Before }
-    }
-
-    pub fn any() -> Self {
-        Self { op: None, ..Self::on(Op::Get) }
-    }
-
-    /// Only those whose key contains this.
-    #[must_use]
-    pub fn at(mut self, key: &str) -> Self {
-        key.clone_into(&mut self.key);
-        self
-    }
-
-    /// Not the first N.
-    #[must_use]
-    pub fn skip(mut self, n: usize) -> Self {
-        self.skip = n;
-        self
-    }
-
-    #[must_use]
-    pub fn times(mut self, n: usize) -> Self {
-        self.times = n;
-        self
-    }
-
-    #[must_use]
-    pub fn then(mut self, fault: Fault) -> Self {
-        self.fault = fault;
-        self
-    }
-}
-
 /// Chances of random faults, each in 1,000 requests that it can befall.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Chances {
@@ -104,21 +58,6 @@ pub struct Chances {
     /// Puts that are answered and not done.
     pub lie: u32,
     pub delay_max: Duration,
-}
-
-pub(super) fn scripted(rules: &mut [Rule], op: Op, key: &str) -> Option<Fault> {
-    for rule in rules {
-        if rule.op.is_some_and(|o| o != op) || !key.contains(&rule.key) || rule.times == 0 {
-            continue;
-        }
-        if rule.skip > 0 {
-            rule.skip -= 1;
-            continue;
-        }
-        rule.times -= 1;
-        return Some(rule.fault);
-    }
-    None
 }
 
 pub(super) fn drawn(random: Option<&mut (StdRng, Chances)>, op: Op) -> Option<Fault> {

@@ -11,7 +11,7 @@
 //! XML error, a cut connection or a late effect becomes on its way up. The server runs on a thread
 //! and a clock of its own: it outlives the runtimes of a test, as a store outlives processes.
 //!
-//! - `script`: which requests fail, and how: [`Rule`], [`Fault`], [`Answer`], [`Chances`].
+//! - `script`: how requests fail ([`Rule`] says which): [`Fault`], [`Answer`], [`Chances`].
 //! - `objects`: what a correct server does, and the [`Quirks`] of those that differ.
 //! - `wire`: HTTP and XML.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
@@ -20,9 +20,10 @@ mod objects;
 mod script;
 mod wire;
 
+pub use super::rule::Rule;
 pub use objects::Quirks;
 #[allow(unused_imports, reason = "no test uses all of it")]
-pub use script::{Answer, Chances, Effect, Fault, Kind, Reply, Rule};
+pub use script::{Answer, Chances, Effect, Fault, Kind, Reply};
 
 use objects::Objects;
 use script::Script;
@@ -114,7 +115,7 @@ impl S3Server {
     }
 
     /// Adds a rule. Rules are asked in order; the first that matches decides.
-    pub fn script(&self, rule: Rule) {
+    pub fn script(&self, rule: Rule<Kind, Fault>) {
         self.state().script.rules.push(rule);
     }
 

@@ -1,5 +1,6 @@
 //! Which requests fail, and how.
 
+use super::super::rule::{Rule, scripted};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use std::time::Duration;
@@ -95,6 +96,12 @@ pub struct Fault {
     pub delay: Duration,
 }
 
+impl Default for Fault {
+    fn default() -> Self {
+        Self::refuse(500, "InternalError")
+    }
+}
+
 impl Fault {
     fn of(effect: Effect, reply: Reply) -> Self {
         Self { effect, reply, delay: Duration::ZERO }
@@ -148,58 +155,6 @@ impl Fault {
     }
 }
 
-/// A fault and the requests that it applies to.
-#[derive(Clone, Debug)]
-pub struct Rule {
-    kind: Option<Kind>,
-    key: String,
-    skip: usize,
-    times: usize,
-    fault: Fault,
-}
-
-impl Rule {
-    pub fn any() -> Self {
-        Self {
-            kind: None,
-            key: String::new(),
-            skip: 0,
-            times: usize::MAX,
-            fault: Fault::refuse(500, "InternalError"),
-        }
-    }
-
-    pub fn on(kind: Kind) -> Self {
-        Self { kind: Some(kind), ..Self::any() }
-    }
-
-    /// Only those whose key contains this.
-    #[must_use]
-    pub fn at(mut self, key: &str) -> Self {
-        key.clone_into(&mut self.key);
-        self
-    }
-
-    /// Not the first `n`.
-    #[must_use]
-    pub fn skip(mut self, n: usize) -> Self {
-        self.skip = n;
-        self
-    }
-
-    #[must_use]
-    pub fn times(mut self, n: usize) -> Self {
-        self.times = n;
-        self
-    }
-
-    #[must_use]
-    pub fn then(mut self, fault: Fault) -> Self {
-        self.fault = fault;
-        self
-    }
-}
-
 /// Chances of random faults, each in 1,000 requests that it can befall.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Chances {
@@ -219,7 +174,7 @@ pub struct Chances {
 
 #[derive(Default)]
 pub(super) struct Script {
-    pub rules: Vec<Rule>,
+    pub rules: Vec<Rule<Kind, Fault>>,
     random: Option<(StdRng, Chances)>,
 }
 
@@ -229,22 +184,7 @@ impl Script {
     }
 
     pub fn decide(&mut self, kind: Kind, key: &str) -> Option<Fault> {
-        self.scripted(kind, key).or_else(|| self.drawn(kind))
-    }
-
-    fn scripted(&mut self, kind: Kind, key: &str) -> Option<Fault> {
-        for rule in &mut self.rules {
-            if rule.kind.is_some_and(|k| k != kind) || !key.contains(&rule.key) || rule.times == 0 {
-                continue;
-            }
-            if rule.skip > 0 {
-                rule.skip -= 1;
-                continue;
-            }
-            rule.times -= 1;
-            return Some(rule.fault.clone());
-        }
-        None
+        scripted(&mut self.rules, kind, key).or_else(|| self.drawn(kind))
     }
 
     fn drawn(&mut self, kind: Kind) -> Option<Fault> {
