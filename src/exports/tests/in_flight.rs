@@ -4,7 +4,7 @@
 use super::*;
 use crate::fs::api::{Special, Stability};
 use crate::nfs::client::{Client, ClientError, Credentials, FileHandle};
-use crate::nfs::{ExportTable, Listed, MountPoint, MountRefused, NfsStat, Options, Peers, Server};
+use crate::nfs::{Listed, MountPoint, MountRefused, NfsStat, Options, Peers, Server};
 use bytes::Bytes;
 use std::net::SocketAddr;
 
