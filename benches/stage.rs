@@ -80,7 +80,7 @@ fn main() {
     zerofs_csi::app::bound_allocator();
     let mut args = std::env::args().skip(1).filter(|arg| !arg.starts_with('-'));
     let mut number = |default| args.next().map_or(default, |arg| arg.parse().expect("a number"));
-    let (volumes, concurrency) = (number(VOLUMES), number(CONCURRENCY));
+    let (volumes, concurrency) = (number(VOLUMES).max(1), number(CONCURRENCY).max(1));
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     runtime.block_on(at("in memory", Duration::ZERO, volumes, concurrency));

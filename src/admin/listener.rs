@@ -4,7 +4,7 @@
 use super::access::{Peer, Transport};
 use super::auth::tls::{Tls, fingerprint};
 use super::paced::{Paced, PacedBody};
-use super::strangers::{Connection, Strangers, UNKNOWN_LIMIT};
+use super::strangers::{Connection, PLACES_MAX, Strangers, UNKNOWN_LIMIT};
 use axum::Router;
 use axum::body::Body;
 use axum::http::{Request, Version};
@@ -23,8 +23,10 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::ServiceExt;
 
-/// Connections at once; further ones wait in the kernel's queue.
+/// Connections at once; further ones wait in the kernel's queue. Some are those of strangers that
+/// make room for others, and end soon.
 const CONNECTIONS_MAX: usize = 1024;
+const _: () = assert!(PLACES_MAX < CONNECTIONS_MAX);
 /// Time for the TLS handshake, and for the headers of a request.
 const HEADER_LIMIT: Duration = Duration::from_secs(10);
 /// Bytes of the headers of a request, …

@@ -17,12 +17,16 @@ pub const UNKNOWN_LIMIT: Duration = Duration::from_secs(20);
 /// Connections from one address on which nobody is known. A further one ends the oldest of them, so
 /// that whoever has a token gets in beside any number of others behind the same address.
 const EACH_MAX: usize = 256;
-/// The same of all addresses, below the number of connections. A further one ends the oldest of the
-/// address that has the most.
-const ALL_MAX: usize = 768;
-/// Connections that one caller was the first to be identified on. A request on a further one is
-/// refused, and the connection remains a stranger's.
-const KNOWN_EACH_MAX: usize = 512;
+/// The same of all addresses. A further one ends the oldest of the address that has the most.
+const ALL_MAX: usize = 384;
+/// Connections that one caller was the first to be identified on, …
+const KNOWN_EACH_MAX: usize = 384;
+/// … and all callers. A request on a further one is refused, and the connection remains a
+/// stranger's.
+const KNOWN_MAX: usize = 576;
+/// Connections that are wanted at most: where fewer may be open, callers and strangers together
+/// could keep others from being accepted at all.
+pub const PLACES_MAX: usize = ALL_MAX + KNOWN_MAX;
 
 /// The connections of one address, the oldest first. Without an address: of a unix socket.
 type Waiting = HashMap<Option<IpAddr>, VecDeque<(u64, CancellationToken)>>;
@@ -45,8 +49,7 @@ pub struct Connection {
 
 impl Default for Strangers {
     fn default() -> Self {
-        // The number of all connections is limited where they are accepted.
-        let known = Places::new("connections", usize::MAX, KNOWN_EACH_MAX);
+        let known = Places::new("connections", KNOWN_MAX, KNOWN_EACH_MAX);
         Self { waiting: Mutex::default(), last: AtomicU64::default(), known }
     }
 }
@@ -174,7 +177,7 @@ mod tests {
         assert!(all.iter().all(|(_, known)| known.is_ok()));
         let (further, refused) = enter(1);
         assert!(!further.is_known());
-        assert!(refused.unwrap_err().to_string().contains("512 connections"));
+        assert!(refused.unwrap_err().to_string().contains("384 connections"));
         // On one that is known already, anybody may ask.
         assert!(all[0].0.identified(&caller(2)).is_ok() && enter(2).1.is_ok());
         drop(all);

@@ -85,7 +85,8 @@ impl Mounter for KernelMounter {
             let context = options::context(&what.options).filter(|_| errno == Errno::INVAL);
             failed(target, DOING, errno).because(context.map(|context| {
                 format!(
-                    "SELinux is off on this node, or its policy does not know the context {context}"
+                    "perhaps SELinux is off on this node, or its policy does not know the context \
+                     {context}"
                 )
             }))
         })

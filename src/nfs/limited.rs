@@ -5,9 +5,9 @@
 //! connection has gone by then is not carried out, and not charged. A WRITE is carried out when it
 //! arrives, and its reply waits: its payload is the file system's then, and not in memory for as
 //! long as the call waits. What a client has in flight is bounded, so it writes at the rate of the
-//! replies. Beyond a queue of half a minute a call is told to retry. A relay keeps a call until it
-//! has its reply, within bytes of each connection and each volume: further calls of a shared volume
-//! wait behind its own writes, and no other volume does.
+//! replies. Beyond a queue of half a minute (of 15 s for the limit of calls) a call is told to
+//! retry. A relay keeps a call until it has its reply, within bytes of each connection and each
+//! volume: further calls of a shared volume wait behind its own writes, and no other volume does.
 
 use super::args::Args;
 use super::budget::{Bytes, Taken};

@@ -4,7 +4,7 @@ use super::*;
 use std::time::Duration;
 use tokio::time::timeout;
 use zerofs_csi::bucket::BucketError;
-use zerofs_csi::chunk::{CHUNK_BYTES_MAX, ChunkError};
+use zerofs_csi::chunk::{CHUNK_BYTES_MAX, ChunkError, OBJECT_BYTES_MAX};
 use zerofs_csi::types::{Class, Classify};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -46,6 +46,30 @@ async fn what_is_added_is_read_back() {
             }
             reader.delete(&[packs[0].pack, pack(99)]).await.unwrap();
             assert_eq!(reader.list().await.unwrap(), []);
+        }
+    }
+}
+
+/// A step of a reader's read-ahead takes one request wherever it lies.
+#[tokio::test(flavor = "multi_thread")]
+async fn chunks_that_are_added_together_lie_side_by_side_in_one_pack() {
+    for keyring in [plain(), encrypted()] {
+        let bucket = Bucket::memory();
+        let store = store(&bucket, &keyring);
+        let writer = packer(&store);
+        // Half a MiB is missing for a full pack.
+        let before = writer.add((0..31).map(|n| noise(n, 512 << 10)).collect()).await.unwrap();
+        let step = writer.add((100..164).map(|n| noise(n, 64 << 10)).collect()).await.unwrap();
+        let next = writer.add(vec![noise(200, 100)]).await.unwrap();
+        let (before, step) = (before.stored().await.unwrap(), step.stored().await.unwrap());
+        let next = next.stored().await.unwrap();
+        let (full, refs) = (before.refs()[0].pack, step.refs());
+        assert!(before.refs().iter().chain(refs).all(|chunk| chunk.pack == full));
+        let follow = |two: &[ChunkRef]| two[0].offset + two[0].stored_len == two[1].offset;
+        assert!(refs.windows(2).all(follow), "{refs:?}");
+        assert_ne!(next.refs()[0].pack, full, "it is closed behind them");
+        for pack in store.list().await.unwrap() {
+            assert!(pack.bytes <= OBJECT_BYTES_MAX as u64, "{pack:?}");
         }
     }
 }

@@ -245,7 +245,7 @@ async fn an_s3_server_that_is_away_loses_nothing() {
     for fault in [Fault::refuse(503, "SlowDown"), Fault::hang()] {
         let server = S3Server::start();
         let trouble = async |away: &AtomicBool| {
-            server.script(s3::Rule::any().then(fault.clone()));
+            server.script(Rule::any().then(fault.clone()));
             tokio::time::sleep(Duration::from_millis(200)).await;
             away.store(true, Ordering::SeqCst);
             tokio::time::sleep(Duration::from_secs(4)).await;

@@ -231,6 +231,7 @@ impl Cluster {
             }
         }
         assert_eq!(pods, SEATS.len() * PODS_PER_NODE);
+        assert!(read > 0, "no pod has seen a file of another");
         Ok(format!(
             "{pods} pods wrote {} MiB in {secs} s and read {read} blocks of each other; the \
              longest call took {longest} ms",

@@ -23,10 +23,16 @@ fn name(seat: usize, pod: usize) -> String {
     format!("pod-{seat}-{pod}")
 }
 
-/// Every block says whose it is and where, in all of its bytes.
-fn content(file: &str, block: u64) -> Vec<u8> {
-    let line = format!("{file} {block:08} ");
+/// Every block says whose it is, where, and how often the file was written before, in all of its
+/// bytes.
+fn content(file: &str, block: u64, pass: u64) -> Vec<u8> {
+    let line = format!("{file} {block:08} {pass:08} ");
     line.bytes().cycle().take(BLOCK).collect()
+}
+
+/// The pass that a block of a pod's own file is of, once it has written so many.
+fn pass(block: u64, written: u64) -> u64 {
+    (written - 1 - block) / BLOCKS_MAX
 }
 
 /// Runs the pods of a node, and prints how many blocks each has written and read.
@@ -62,15 +68,19 @@ impl Pod {
         let own = self.find(&name).await.expect("it was made");
         let mut written = 0;
         while Instant::now() < until {
-            self.write(&own, written % BLOCKS_MAX).await;
+            self.write(&own, written % BLOCKS_MAX, written / BLOCKS_MAX).await;
             written += 1;
             if written % COMMIT_EVERY == 0 {
                 self.commit(&own).await;
                 let block = rng.random_range(0..written.min(BLOCKS_MAX));
-                assert!(self.holds(&own, &name, block).await, "block {block} of {name}");
+                assert_eq!(
+                    self.read(&own, &name, block).await,
+                    Some(pass(block, written)),
+                    "{name}"
+                );
                 let other = name_of(rng.random_range(0..SEATS.len() * PODS_PER_NODE));
                 if let Some(file) = self.find(&other).await {
-                    read += u64::from(self.holds(&file, &other, 0).await);
+                    read += u64::from(self.read(&file, &other, 0).await.is_some());
                 }
             }
             if written % NAMES_EVERY == 0 {
@@ -79,7 +89,7 @@ impl Pod {
         }
         self.commit(&own).await;
         for block in 0..written.min(BLOCKS_MAX) {
-            assert!(self.holds(&own, &name, block).await, "block {block} of {name} at the end");
+            assert_eq!(self.read(&own, &name, block).await, Some(pass(block, written)), "{name}");
         }
         assert_eq!(self.kernel.remove(&name).await, 0, "{name} is removed");
         (written, read, self.kernel.longest)
@@ -107,8 +117,8 @@ impl Pod {
         Some(found.object.data.to_vec())
     }
 
-    async fn write(&mut self, file: &[u8], block: u64) {
-        let data = content(&self.name, block);
+    async fn write(&mut self, file: &[u8], block: u64, pass: u64) {
+        let data = content(&self.name, block, pass);
         let args = WRITE3args {
             file: fh(file),
             offset: block * BLOCK as u64,
@@ -126,23 +136,25 @@ impl Pod {
         self.results(21, &pack(&args)).await;
     }
 
-    /// Whether a block is there. A file that is removed meanwhile, or not written yet, has none.
+    /// The pass that a block is of. A file that is removed meanwhile, or not written yet, has none.
     ///
     /// # Panics
-    /// When it holds anything else.
-    async fn holds(&mut self, file: &[u8], name: &str, block: u64) -> bool {
+    /// When it is not the same pass of this block throughout.
+    async fn read(&mut self, file: &[u8], name: &str, block: u64) -> Option<u64> {
         let (offset, count) = (block * BLOCK as u64, BLOCK as u32);
         let args = pack(&READ3args { file: fh(file), offset, count });
         let (_, results) = accepted(&self.kernel.reply(6, &args).await);
         let (status, rest) = results.split_at(4);
         const STALE: u32 = 70;
         match u32::from_be_bytes(status.try_into().unwrap()) {
-            STALE => return false,
+            STALE => return None,
             status => assert_eq!(status, 0, "reading {name}"),
         }
         let (read, _) = READ3resok::unpack(&mut &*rest).unwrap();
-        assert!(read.data.is_empty() || read.data[..] == content(name, block), "{name}: {block}");
-        !read.data.is_empty()
+        let line = String::from_utf8_lossy(read.data.split(|byte| *byte == 0).next()?);
+        let pass = line.split(' ').nth(2)?.parse().unwrap();
+        assert!(read.data[..] == content(name, block, pass), "{name}: {block}");
+        Some(pass)
     }
 
     async fn names(&mut self, number: u64) {

@@ -145,9 +145,10 @@ impl Limits {
     }
 }
 
-/// The part of a large number of places that one caller may take: three quarters.
+/// The part of a number of places that one caller may take: three quarters, and never all of
+/// several.
 pub fn share_of_one(all: usize) -> usize {
-    all - all / 4
+    (all - all.div_ceil(4)).max(1)
 }
 
 fn make_room<K: Clone + Eq + std::hash::Hash, V>(
@@ -188,7 +189,7 @@ mod tests {
 
     #[test]
     fn downloads_have_places_and_no_caller_takes_all_of_them() {
-        for (downloads, own) in [(1, 1), (2, 2), (4, 3), (128, 96)] {
+        for (downloads, own) in [(1, 1), (2, 1), (3, 2), (4, 3), (128, 96)] {
             let limits = Limits::new(RequestLimits { downloads, ..RequestLimits::default() });
             let take = || limits.downloads.take(&caller(1)).ok();
             let held: Vec<_> = std::iter::from_fn(take).collect();

@@ -82,7 +82,7 @@ pub struct NodeAgent<M, E> {
     operations: OperationLocks,
     states: Mutex<HashMap<DatasetId, StateSender>>,
     /// Inline volumes that are unmounted and could not be deleted, and since when.
-    pub(super) undeleted: Mutex<HashMap<DatasetId, Instant>>,
+    pub(super) undeleted: Mutex<HashMap<EphemeralId, Instant>>,
     /// Read by whatever may open, close or mount a volume; written once, by
     /// [`HandoverHold::hand_over`].
     pub(super) presence: Arc<tokio::sync::RwLock<Presence>>,

@@ -80,11 +80,24 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
     ) -> Result<(), ControlError> {
         let _one = self.lock_ephemeral(id)?;
         let target = mount::resolve_target(target).await?;
-        if let Some(volume) = self.find_ephemeral(id).await? {
+        let found = match self.find_ephemeral(id).await {
+            // The node has rebooted: nothing is recorded of it, and nothing mounted.
+            Err(error) if self.is_overdue(id) => {
+                tracing::warn!(
+                    volume = %id,
+                    %error,
+                    "the pod of an inline volume may go although its dataset cannot be looked for: \
+                     a controller deletes that within about a day"
+                );
+                None
+            }
+            found => found?,
+        };
+        if let Some(volume) = found {
             let _call = self.enter(volume).await?;
             self.detach(id, volume, &target).await?;
             match self.delete_scratch(volume).await {
-                Err(error) if !self.is_overdue(volume.dataset) => {
+                Err(error) if !self.is_overdue(id) => {
                     return Err(ControlError::Unavailable(format!(
                         "inline volume {id} is unmounted, but its dataset is not deleted yet: \
                          {error}; retry"
@@ -98,16 +111,16 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
                 ),
                 Ok(()) => {}
             }
-            self.undeleted.lock().remove(&volume.dataset);
             self.records.remove(volume.dataset).await?;
         }
+        self.undeleted.lock().remove(id);
         Ok(mount::remove_or_move_away(&target, &self.settings.driver).await?)
     }
 
-    /// Returns whether a volume that is unmounted could not be deleted for as long as calls are
-    /// held.
-    fn is_overdue(&self, dataset: DatasetId) -> bool {
-        let since = *self.undeleted.lock().entry(dataset).or_insert_with(Instant::now);
+    /// Returns whether a volume that is not mounted any more could not be deleted for as long as
+    /// calls are held.
+    fn is_overdue(&self, id: &EphemeralId) -> bool {
+        let since = *self.undeleted.lock().entry(id.clone()).or_insert_with(Instant::now);
         since.elapsed() >= self.settings.hold
     }
 

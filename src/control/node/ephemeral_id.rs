@@ -17,7 +17,7 @@ pub struct EphemeralSettings {
 }
 
 /// Kubelet's id of an inline volume: a hash of the pod's UID and the volume's name in it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct EphemeralId(String);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
