@@ -429,6 +429,31 @@ fn a_pod_does_not_wait_for_the_deletion_of_its_inline_volume() {
     });
 }
 
+/// The node has rebooted, so nothing tells which dataset it was, and a pool cannot be read.
+#[test]
+fn a_pod_of_before_a_reboot_does_not_wait_for_a_pool_that_is_away() {
+    run(async {
+        let node = Node::new().await;
+        let settings = NodeSettings {
+            hold: Duration::from_secs(1),
+            ephemeral: EphemeralSettings { pools: vec!["away".into()], size_max: 1 << 30 },
+            ..NodeSettings::new(node.dir.path().join("rebooted"), "driver".into()).unwrap()
+        };
+        let (volumes, pools) = (volumes("node", None), Pools::one("p", node.catalog.clone()));
+        let (mounter, endpoints) = (FakeMounter::new(), Nowhere::default());
+        let rebooted =
+            NodeAgent::start(mounter, endpoints, volumes, pools, settings).await.unwrap();
+        let (id, target) = (Node::inline(), node.target());
+        let begun = std::time::Instant::now();
+        rebooted.unpublish_ephemeral(&id, &target).await.unwrap_err();
+        while rebooted.unpublish_ephemeral(&id, &target).await.is_err() {
+            assert!(begun.elapsed() < Duration::from_secs(30), "the pod stays");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        assert!(begun.elapsed() >= Duration::from_secs(1), "{:?}", begun.elapsed());
+    });
+}
+
 #[test]
 fn an_inline_volume_of_a_lost_node_is_deleted_after_a_day() {
     run(async {
