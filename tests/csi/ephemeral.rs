@@ -204,7 +204,7 @@ async fn a_volume_is_unmounted_while_the_store_is_away() {
         match &unpublished {
             Ok(_) => break,
             Err(status) => {
-                assert!(matches!(status.code(), Code::Unavailable | Code::Aborted), "{status:?}")
+                assert!(matches!(status.code(), Code::Unavailable | Code::Aborted), "{status:?}");
             }
         }
         tokio::time::sleep(std::time::Duration::from_millis(100)).await;
