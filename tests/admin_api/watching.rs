@@ -94,7 +94,7 @@ async fn changes_are_watched_as_they_happen() {
 async fn no_caller_takes_the_places_of_other_watchers() {
     let server = Server::start();
     server.fill().await;
-    let watch = |who| {
+    let watch = |who: &str| {
         let mut events = Events::of(&server, who);
         events.until("dataset", |data| data["name"] == "web");
         events
@@ -111,7 +111,7 @@ async fn no_caller_takes_the_places_of_other_watchers() {
     assert!(refused.message().contains("viewer has 4 watch streams"), "{refused}");
 
     let roles = ["reader", "restorer", "admin"];
-    let others: Vec<Events> = roles.iter().flat_map(|who| (0..4).map(|_| watch(who))).collect();
+    let others: Vec<Events> = roles.into_iter().flat_map(|who| [who; 4]).map(watch).collect();
     // The user of the unix socket is a fifth caller.
     let local = format!("unix:{}", server.socket().display());
     let local = Client::connect(&local, None).await.unwrap();
