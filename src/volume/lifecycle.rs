@@ -461,6 +461,7 @@ mod tests {
 
     #[test]
     fn a_volume_is_discarded_from_any_phase_without_being_opened() {
+        type Change<'a> = &'a dyn Fn(&mut Lifecycle);
         let lost = |lifecycle: &mut Lifecycle| assert!(lifecycle.lost());
         let unknown = |lifecycle: &mut Lifecycle| {
             *lifecycle = Lifecycle::default();
@@ -470,7 +471,7 @@ mod tests {
         let closing = |lifecycle: &mut Lifecycle| {
             lifecycle.begin_closing(CloseReason::Unmounted, 1);
         };
-        let cases: [(&dyn Fn(&mut Lifecycle), CloseStep); 4] = [
+        let cases: [(Change<'_>, CloseStep); 4] = [
             (&|_| {}, CloseStep::Release),
             (&lost, CloseStep::Release),
             (&closing, CloseStep::Release),

@@ -2,7 +2,7 @@
 //! earlier name.
 
 use super::World;
-use crate::support::world::until_passed;
+use crate::support::world::{passed, until_passed};
 use std::sync::Arc;
 use tokio::task::JoinHandle;
 use zerofs_csi::catalog::{Dataset, State};
@@ -54,9 +54,11 @@ async fn begun<T: Send + 'static, F: Future<Output = T> + Send + 'static>(
     step: &str,
     call: impl FnOnce(Arc<Two>) -> F,
 ) -> JoinHandle<T> {
+    // The volume itself was created, too.
+    let before = passed(&two.failpoints, step);
     two.set(step, "pause");
     let call = tokio::spawn(call(two.clone()));
-    until_passed(&two.failpoints, step, 0).await;
+    until_passed(&two.failpoints, step, before).await;
     call
 }
 
