@@ -32,12 +32,14 @@ fn pack_reads(store: &FaultStore) -> usize {
     store.log().iter().filter(|(op, key)| *op == Op::Get && key.starts_with("packs/")).count()
 }
 
+/// One for each step of the read-ahead, and some before the reader is known to go in order.
 #[test]
-fn a_large_file_takes_less_than_a_request_for_each_mib() {
+fn a_large_file_takes_a_request_for_each_four_mib() {
     const MIB: u64 = 1 << 20;
+    let mib = 64 * super::size();
     super::run(async {
         let (store, world, volume) = pool().await;
-        let data = noise(7, 64 << 20);
+        let data = noise(7, (mib << 20) as usize);
         world.write(volume, "large", &data).await;
         let dir = tempfile::tempdir().unwrap();
         let (reader, cache) = process(&world, dir.path()).await;
@@ -46,7 +48,7 @@ fn a_large_file_takes_less_than_a_request_for_each_mib() {
         store.latency(LATENCY);
         store.clear_log();
         let reads =
-            stream::iter(0..64)
+            stream::iter(0..mib)
                 .map(|n| {
                     let (fs, file) = (&open.fs, attr.file);
                     async move {
@@ -58,9 +60,9 @@ fn a_large_file_takes_less_than_a_request_for_each_mib() {
                 .await;
         let gets = pack_reads(&store);
         store.latency(Duration::ZERO);
-        println!("{gets} requests for 64 MiB");
+        println!("{gets} requests for {mib} MiB");
         assert!(reads.concat().concat() == data);
-        assert!(gets < 48, "{gets} requests for 64 MiB");
+        assert!(gets as u64 <= mib / 4 + 8, "{gets} requests for {mib} MiB");
         reader.close(open).await;
         cache.close().await;
     });
