@@ -36,8 +36,8 @@ fn pack_reads(store: &FaultStore) -> usize {
 #[test]
 fn a_large_file_takes_a_request_for_each_four_mib() {
     const MIB: u64 = 1 << 20;
-    let mib = 64 * super::size();
     super::run(async {
+        let mib = 64 * super::size();
         let (store, world, volume) = pool().await;
         let data = noise(7, (mib << 20) as usize);
         world.write(volume, "large", &data).await;
