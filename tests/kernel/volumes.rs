@@ -241,14 +241,14 @@ pub fn limits() -> Outcome {
     let other = driver.volume("other", 1 << 30)?;
     sh(&slow.path, 60, "echo first > first; sync first")?;
     let started = Instant::now();
-    let write = "dd if=/dev/zero of=big bs=1M count=40 conv=fsync status=none; touch done";
+    let write = "dd if=/dev/zero of=big bs=1M count=80 conv=fsync status=none; touch done";
     let mut writer = Script::start(&slow.path, write)?;
     // While it waits its own volume answers, and another one writes.
     sh(
         &other.path,
         60,
         &format!(
-            "dd if=/dev/zero of=big bs=1M count=40 conv=fsync status=none
+            "dd if=/dev/zero of=big bs=1M count=4 conv=fsync status=none
              cd {}; echo 3 > /proc/sys/vm/drop_caches; equal \"$(cat first)\" first content
              ls -l > /dev/null; [ ! -e done ]",
             slow.path.display()
@@ -256,18 +256,18 @@ pub fn limits() -> Outcome {
     )?;
     let meanwhile = started.elapsed();
     if writer.ended()? {
-        return Err(format!("40 MiB at 4 MiB a second were written within {meanwhile:?}"));
+        return Err(format!("80 MiB at 4 MiB a second were written within {meanwhile:?}"));
     }
     writer.wait(60)?;
     let took = started.elapsed();
-    if took < Duration::from_secs(8) {
-        return Err(format!("40 MiB at 4 MiB a second were written within {took:?}"));
+    if took < Duration::from_secs(18) {
+        return Err(format!("80 MiB at 4 MiB a second were written within {took:?}"));
     }
     driver.remove(&slow)?;
     driver.remove(&other)?;
     driver.stop()?;
     Ok(format!(
-        "40 MiB at 4 MiB/s in {:.1} s; 40 MiB of another volume in {:.1} s of these",
+        "80 MiB at 4 MiB/s in {:.1} s; 4 MiB of another volume in {:.1} s of these",
         took.as_secs_f64(),
         meanwhile.as_secs_f64()
     ))
