@@ -243,14 +243,15 @@ pub fn limits() -> Outcome {
     let started = Instant::now();
     let write = "dd if=/dev/zero of=big bs=1M count=80 conv=fsync status=none; touch done";
     let mut writer = Script::start(&slow.path, write)?;
-    // While it waits its own volume answers, and another one writes.
+    // While it waits its own volume answers, and another one writes. A stat of the file itself would
+    // wait: the client writes it out first.
     sh(
         &other.path,
         60,
         &format!(
             "dd if=/dev/zero of=big bs=1M count=4 conv=fsync status=none
              cd {}; echo 3 > /proc/sys/vm/drop_caches; equal \"$(cat first)\" first content
-             ls -l > /dev/null; [ ! -e done ]",
+             ls > /dev/null; [ ! -e done ]",
             slow.path.display()
         ),
     )?;
