@@ -61,7 +61,8 @@ async fn at(speed: &str, latency: Duration, volumes: usize, concurrency: usize) 
     let before = resident_mb();
     let opens = made.iter().map(|id| process.volumes.open(&process.catalog, *id));
     let open = measured(&format!("open, {speed}"), concurrency, opens).await;
-    assert!(open.iter().all(Result::is_ok), "a volume cannot be opened");
+    let failed = open.iter().find_map(|open| open.as_ref().err());
+    assert!(failed.is_none(), "a volume cannot be opened: {failed:?}");
     idle().await;
     let after = resident_mb();
     let meter = Meter::start(process.catalog.bucket());

@@ -43,6 +43,7 @@ impl Process {
             settings.chunk_cache = ChunkCache::limited(limits);
             settings.flush_interval = Duration::from_secs(2);
             settings.memory = FsMemory::new(52 << 20, 43 << 20);
+            settings.volumes_max = 256;
         });
         let World { catalog, volumes, controller } = bench.on(catalog);
         Self { catalog, volumes, controller }
