@@ -28,7 +28,7 @@ use zerofs_csi::types::VolumeHandle;
 pub const LEASE: u64 = 5;
 /// The limit for a call whose node is connected to a living owner, or to the store: the lease of an
 /// owner that is gone, what it takes to notice, and the opening, on a machine with other work.
-pub const BOUND: Duration = Duration::from_secs(45);
+pub const BOUND: Duration = Duration::from_secs(30);
 /// A process starts within this time.
 const START: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(20);
@@ -412,7 +412,7 @@ impl Cluster {
             let log = std::fs::read_to_string(self.dir.path().join(format!("{name}.log")));
             let log = log.unwrap_or_default();
             let lines: Vec<&str> = log.lines().collect();
-            let end = lines[lines.len().saturating_sub(25)..].join("\n     ");
+            let end = lines[lines.len().saturating_sub(60)..].join("\n     ");
             all += &format!("     -- {name}\n     {end}\n");
         }
         all

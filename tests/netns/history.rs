@@ -17,8 +17,16 @@ pub struct Call {
 
 #[derive(Clone, Debug)]
 pub enum What {
-    Wrote { value: u64, opening: String },
-    Read { of: String, value: u64 },
+    Wrote {
+        value: u64,
+        opening: String,
+    },
+    Read {
+        of: String,
+        value: u64,
+    },
+    /// A name was made, renamed or removed.
+    Named,
 }
 
 impl Call {
@@ -35,6 +43,10 @@ impl Call {
                 let what = What::Read { of: of.to_owned(), value: number(value) };
                 Some(Self { seat, begun: number(begun), ended: number(ended), what })
             }
+            ["named", begun, ended] => {
+                let what = What::Named;
+                Some(Self { seat, begun: number(begun), ended: number(ended), what })
+            }
             _ => None,
         }
     }
@@ -42,7 +54,7 @@ impl Call {
     pub fn opening(&self) -> Option<&str> {
         match &self.what {
             What::Wrote { opening, .. } => Some(opening),
-            What::Read { .. } => None,
+            What::Read { .. } | What::Named => None,
         }
     }
 }

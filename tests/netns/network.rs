@@ -1,12 +1,17 @@
 //! The network: a namespace for each node, joined by two bridges. Over one they reach the store,
 //! over the other each other.
 //!
-//! A cut takes a node's link off the bridge. Nothing is refused then, and no carrier is lost:
-//! packets vanish, as behind a switch that has failed.
+//! A cut moves a node's link to a bridge that is down. Nothing is refused then, and no carrier is
+//! lost: packets vanish both ways, as behind a switch that has failed. (A link without a bridge is
+//! the host's, which answers for the store's address: a request still arrived after the node had
+//! asked again where the store is, and renewed the lease of an owner that was cut off.)
 
 use std::ffi::OsStr;
 use std::net::{IpAddr, Ipv4Addr};
 use std::process::Command;
+
+/// The bridge that is down.
+const NOWHERE: &str = "br-nowhere";
 
 /// The nodes, by the names that their namespaces have too.
 pub const SEATS: [&str; 4] = ["a", "b", "c", "d"];
@@ -65,6 +70,7 @@ fn ip(args: &str) {
 /// Lays the network. The namespaces end with the processes of this program.
 pub fn lay() {
     ip("link set lo up");
+    ip(&format!("link add {NOWHERE} type bridge"));
     for link in Link::ALL {
         let bridge = link.bridge();
         ip(&format!("link add {bridge} type bridge"));
@@ -86,7 +92,7 @@ pub fn lay() {
 }
 
 pub fn cut(seat: &str, link: Link) {
-    ip(&format!("link set {} nomaster", link.port(seat)));
+    ip(&format!("link set {} master {NOWHERE}", link.port(seat)));
 }
 
 pub fn heal(seat: &str, link: Link) {

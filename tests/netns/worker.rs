@@ -57,6 +57,14 @@ pub fn run(endpoint: &str, root: &str, seat: &str) {
     });
 }
 
+/// Prints how long a change of a name took.
+async fn timed(change: impl Future<Output = u32>) -> u32 {
+    let begun = now();
+    let status = change.await;
+    println!("named {begun} {}", now());
+    status
+}
+
 struct Worker {
     kernel: Kernel,
     root: Vec<u8>,
@@ -163,15 +171,17 @@ impl Worker {
     /// Each name is made once, and renamed or removed once: a call that was done twice fails.
     async fn names(&mut self, number: u64) {
         let name = format!("{}-{number}", self.seat);
-        assert_eq!(self.kernel.create(&name).await, 0, "{name} was made twice, or not");
+        let created = timed(self.kernel.create(&name)).await;
+        assert_eq!(created, 0, "{name} was made twice, or not");
         match number % 3 {
             0 => println!("made {name}"),
             1 => {
                 let renamed = format!("{name}-renamed");
-                assert_eq!(self.kernel.rename(&name, &renamed).await, 0, "renaming {name}");
+                let status = timed(self.kernel.rename(&name, &renamed)).await;
+                assert_eq!(status, 0, "renaming {name}");
                 println!("made {renamed}");
             }
-            _ => assert_eq!(self.kernel.remove(&name).await, 0, "removing {name}"),
+            _ => assert_eq!(timed(self.kernel.remove(&name)).await, 0, "removing {name}"),
         }
     }
 
