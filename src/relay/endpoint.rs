@@ -92,11 +92,13 @@ impl RelayEndpoint {
     }
 
     /// Sets the route of all calls. Those without a reply are sent along it, unless it is the same.
+    /// That they waited on the route before says nothing about another one.
     pub fn set_route(&self, route: Route) {
         self.state.routes.send_if_modified(|now| {
             let is_other = !now.is_same(&route);
             if is_other {
                 *now = route;
+                self.state.clear_disturbance();
             }
             is_other
         });

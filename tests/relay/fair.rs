@@ -195,3 +195,29 @@ async fn calls_that_are_answered_slowly_are_no_reason_to_look_for_another_owner(
     let silent = tokio::time::timeout(LIMIT, disturbed.wait_for(|disturbed| *disturbed)).await;
     assert!(*silent.expect("nothing is answered now").unwrap());
 }
+
+/// An owner that cannot be reached.
+struct Unreachable;
+
+impl Answers for Unreachable {
+    fn connect(&self, _: ClientHost) -> io::Result<UnixStream> {
+        Err(io::ErrorKind::ConnectionRefused.into())
+    }
+
+    fn is_valid(&self) -> bool {
+        true
+    }
+}
+
+/// Else the next owner's lease would be watched because of the one before.
+#[tokio::test(flavor = "multi_thread")]
+async fn calls_that_waited_for_an_owner_say_nothing_about_the_next() {
+    let volume = Node::new().volume().await;
+    let mut disturbed = volume.endpoint.disturbed();
+    let _client = volume.endpoint.connect().unwrap();
+    volume.endpoint.set_route(Route::Here(Arc::new(Unreachable)));
+    let noticed = tokio::time::timeout(LIMIT, disturbed.wait_for(|disturbed| *disturbed)).await;
+    noticed.expect("it is noticed").unwrap();
+    volume.endpoint.set_route(Route::Held);
+    assert!(!*disturbed.borrow());
+}

@@ -75,6 +75,7 @@ impl Search {
         match watch.look().await? {
             Verdict::Expired(expired) => self.expired = Some(expired),
             Verdict::NotExpired { wait } => {
+                tracing::debug!(owner = owner.node, ?wait, "the owner's lease has not expired");
                 self.look_at = Instant::now() + wait.min(HEARTBEAT_POLL);
             }
         }
@@ -214,6 +215,11 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
         );
         self.endpoints.relay(id, route)?;
         self.endpoints.disturbed(id).await;
+        tracing::info!(
+            dataset = %id,
+            owner = owner.node,
+            "calls to the owner of the shared volume wait; watching its lease"
+        );
         Ok(Search::new(Some(owner), None))
     }
 
