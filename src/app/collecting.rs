@@ -8,6 +8,7 @@ use crate::control::{
     Collected, Collector, ControlError, Controller, ExclusiveCollection, Others, Pool, RunningTask,
     TaskKind, Tasks,
 };
+use crate::types::plural;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
@@ -106,8 +107,8 @@ fn has_done(done: &Collected) -> bool {
 fn end(task: RunningTask, done: &Result<Option<Collected>, ControlError>) {
     match done {
         Ok(Some(done)) if has_done(done) => task.end(Ok(format!(
-            "{} packs deleted and {} rewritten, {} bytes freed",
-            done.packs,
+            "{} deleted and {} rewritten, {} bytes freed",
+            plural(done.packs as u64, "pack"),
             done.rewritten,
             done.pack_bytes + done.rewritten_bytes
         ))),

@@ -7,7 +7,7 @@
 
 use super::args::CheckArgs;
 use super::exit::{Interrupted, Wrong, class_of};
-use super::report::{Progress, plural, table};
+use super::report::{Progress, table};
 use super::target::Opened;
 use crate::app;
 use crate::catalog::{Dataset, Snapshot, State};
@@ -18,7 +18,7 @@ use crate::fs::check::{self, Report};
 use crate::fs::db::{self, Reader};
 use crate::fs::key::Key;
 use crate::fs::row::{Row, Usage};
-use crate::types::{Class, Classify, PackId, SnapshotHandle, Timestamp, VolumeHandle};
+use crate::types::{Class, Classify, PackId, SnapshotHandle, Timestamp, VolumeHandle, plural};
 use crate::volume::{RootReader, repair_released};
 use bytes::Bytes;
 use serde::Serialize;

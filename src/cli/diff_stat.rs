@@ -1,8 +1,9 @@
 //! `dataset diff --stat` and `--tree`: counts of differences in each folder.
 
 use super::path;
-use super::report::{plural, table};
+use super::report::table;
 use crate::fs::{Difference, PathDifference};
+use crate::types::plural;
 use serde::Serialize;
 use std::collections::BTreeMap;
 

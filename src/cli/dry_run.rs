@@ -5,10 +5,10 @@ use super::copy_out::{Overwrite, Restored, Watch};
 use super::exit::{Interrupted, Wrong, class_of};
 use super::files::{Files, Object};
 use super::path;
-use super::report::{Progress, plural};
+use super::report::Progress;
 use super::tree::Tree;
 use crate::fs::api::FileKind;
-use crate::types::{Class, EntryName};
+use crate::types::{Class, EntryName, plural};
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 

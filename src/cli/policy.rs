@@ -2,7 +2,7 @@
 
 use super::args::{Common, PolicyCommand, PolicySetArgs};
 use super::remote::{patiently, some, time};
-use super::report::{plural, table, when};
+use super::report::{table, when};
 use super::target::{Opened, Target};
 use crate::admin::grpc::proto;
 use crate::app;
@@ -10,7 +10,7 @@ use crate::catalog::{Dataset, Keep, KeepRules, SnapshotPolicy};
 use crate::control::policy::{
     Ran, Reason, ShownPolicy, Simulated, SimulatedSnapshot, Verdict, show_keep,
 };
-use crate::types::Timestamp;
+use crate::types::{Timestamp, plural};
 use serde::Serialize;
 use std::collections::{BTreeMap, HashMap};
 

@@ -135,11 +135,6 @@ pub fn when(at: Timestamp) -> String {
     at.rfc3339()
 }
 
-/// A count with its noun.
-pub fn plural(n: u64, what: &str) -> String {
-    format!("{n} {what}{}", if n == 1 { "" } else { "s" })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

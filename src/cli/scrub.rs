@@ -3,13 +3,13 @@
 use super::args::ScrubArgs;
 use super::exit::{Interrupted, Wrong};
 use super::remote::Remote;
-use super::report::{Progress, plural};
+use super::report::Progress;
 use super::target::{Opened, Target};
 use crate::admin::grpc::proto;
 use crate::app;
 use crate::control::{Damaged, Scrub, Scrubbed};
-use crate::types::ByteSize;
 use crate::types::Class;
+use crate::types::{ByteSize, plural};
 use anyhow::Context;
 use serde::Serialize;
 use std::collections::BTreeSet;

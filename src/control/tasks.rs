@@ -10,7 +10,7 @@ use super::scrub::{Damaged, Scrub, Scrubbed};
 use super::{ControlError, Controller, Pool, Replaced, RestoreInPlace};
 use crate::catalog::Dataset;
 use crate::fs::Restored;
-use crate::types::{Class, Classify, DatasetId, Timestamp, VolumeHandle};
+use crate::types::{Class, Classify, DatasetId, Timestamp, VolumeHandle, plural};
 use crate::volume::Volumes;
 use parking_lot::Mutex;
 use std::collections::VecDeque;
@@ -233,10 +233,9 @@ impl Tasks {
         self.inner.work.spawn(async move {
             let restored = restore(&controller, volume, (&wanted, replaced), &task).await;
             changed();
-            task.end(
-                restored
-                    .map(|done| format!("restored {} objects, {} bytes", done.objects, done.bytes)),
-            );
+            task.end(restored.map(|done| {
+                format!("restored {}, {} bytes", plural(done.objects, "object"), done.bytes)
+            }));
         });
         Ok(id)
     }
@@ -410,7 +409,10 @@ async fn scrub(
             })
         }
         (None, false) => Err(ControlError::Unavailable("it was asked to stop".to_owned())),
-        (None, true) => Ok(format!("{chunks} chunks verified, {bytes} bytes read: no damage")),
+        (None, true) => {
+            let verified = plural(*chunks, "chunk");
+            Ok(format!("{verified} verified, {bytes} bytes read: no damage"))
+        }
     }
 }
 

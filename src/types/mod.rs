@@ -9,6 +9,7 @@ mod id;
 mod io_limits;
 mod name;
 mod owner;
+mod plural;
 mod size;
 mod sync;
 mod time;
@@ -23,6 +24,7 @@ pub use id::{
 pub use io_limits::{IoLimits, IoLimitsError, parse_bandwidth};
 pub use name::{DatasetName, EntryName, NameError, SnapshotName};
 pub use owner::is_owner;
+pub use plural::plural;
 pub use size::{ByteSize, SizeError};
 pub use sync::{SyncMode, SyncModeError};
 pub use time::{Timestamp, WallClock};

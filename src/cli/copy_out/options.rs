@@ -1,7 +1,7 @@
 //! How a restore treats what is there, what it did, and who watches it.
 
-use crate::cli::report::{Progress, plural};
-use crate::types::ByteSize;
+use crate::cli::report::Progress;
+use crate::types::{ByteSize, plural};
 use serde::Serialize;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,7 +1,7 @@
 //! The progress of a restore, its result, and the reasons why it ended early.
 
 use crate::fs::FsError;
-use crate::types::{Class, Classify};
+use crate::types::{Class, Classify, plural};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// Most objects that could not be restored whose names are reported …
@@ -65,10 +65,10 @@ pub enum RestoreError {
     },
     /// The restore was asked to stop: all that it restored is durable, and everything else is as
     /// it was.
-    #[error("stopped after {} objects; run it again to restore the rest", done.objects)]
+    #[error("stopped after {}; run it again to restore the rest", plural(done.objects, "object"))]
     Stopped { done: Restored },
     /// The rest of the tree is restored.
-    #[error("restored {} objects, and not {failed}:\n  {shown}", done.objects)]
+    #[error("restored {}, and not {failed}:\n  {shown}", plural(done.objects, "object"))]
     Incomplete { done: Restored, failed: u64, shown: String, class: Class },
 }
 
