@@ -1,6 +1,7 @@
 // A writer that notices everything: writer FOLDER. Each round writes a file under another name,
 // fsyncs it, renames it into place, and reads it back past the page cache; each byte follows from
-// the round. A line a second says how many rounds have ended, and the longest wait of a call since
+// the round. It rests between rounds: a writer that never did would take the machine from the
+// programs whose pauses it measures. A line a second says how many rounds have ended, and the longest wait of a call since
 // the last line, the one under way included:
 //   MILLISECONDS-SINCE-START ROUNDS LONGEST-MILLISECONDS
 // Anything else than success ends it with a message.
@@ -15,7 +16,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { SIZE = 16384, FILES = 32 };
+enum { SIZE = 16384, FILES = 32, REST_MICROSECONDS = 100000 };
 static atomic_long rounds, began, longest;
 
 static long now(void) {
@@ -84,5 +85,6 @@ int main(int argc, char **argv) {
       verify(name, old);
     }
     atomic_store(&rounds, round + 1);
+    usleep(REST_MICROSECONDS);
   }
 }
