@@ -61,7 +61,7 @@ pub fn git() -> Outcome {
             r#"
         export GIT_CONFIG_GLOBAL=/dev/null GIT_CONFIG_COUNT=1
         export GIT_CONFIG_KEY_0=safe.directory GIT_CONFIG_VALUE_0='*'
-        git clone -q --no-local "file://{source}" copy; cd copy; git fsck --full --no-progress
+        git clone -q --no-local --depth 50 "file://{source}" copy; cd copy; git fsck --full --no-progress
         git -c user.name=n -c user.email=e@example.com commit -q --allow-empty -m change; git gc -q
         uncached
         git fsck --full --no-progress; equal "$(git status --porcelain)" '' status
@@ -216,7 +216,7 @@ pub fn c_build() -> Outcome {
 }
 
 /// Entries of one case; `ZEROFS_TEST_SIZE` multiplies them.
-const ENTRIES: usize = 1500;
+const ENTRIES: usize = 1000;
 
 /// As [`on_volume`], of a script that reads the number of entries from `$entries`.
 fn on_volume_of(name: &str, secs: u64, script: &str) -> Outcome {
