@@ -60,7 +60,7 @@ pub enum SnapshotCommand {
         #[command(flatten)]
         common: Common,
     },
-    /// Hold a snapshot under a tag: until it is released it cannot be deleted, by nobody
+    /// Hold a snapshot under a tag: nobody can delete it until it is released
     Hold(HoldArgs),
     /// Release the hold of a snapshot under a tag
     Unhold(HoldArgs),

@@ -49,7 +49,7 @@ const WATCH_SECS: u32 = 90;
 const PAGE: u32 = 200;
 /// Status for a watch version that the server no longer has: part of the protocol.
 const GONE: u16 = 410;
-/// Pause between attempts to reachability the API server.
+/// Pause between attempts to reach the API server.
 const PAUSE_MIN: Duration = Duration::from_millis(500);
 const PAUSE_MAX: Duration = Duration::from_secs(30);
 /// Interval of checks of the volumes that lost nodes own: while there was something to do or it
@@ -60,7 +60,7 @@ const LOOK_LATER: Duration = Duration::from_secs(60);
 /// … and while no node is lost.
 const NEVER: Duration = Duration::from_secs(24 * 3600);
 
-/// Returns the configuration to reachability the API server from a pod; `None`: this process is not
+/// Returns the configuration to reach the API server from a pod; `None`: this process is not
 /// in a pod, or in one without a ServiceAccount.
 ///
 /// # Errors
