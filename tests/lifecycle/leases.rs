@@ -182,6 +182,44 @@ fn a_partitioned_owner_stops_answering_before_another_may_take() {
     });
 }
 
+/// The heartbeats of an owner arrive, but its listings fail: its lease expires. It does not keep the
+/// dataset from others by heartbeats that renew nothing.
+#[test]
+fn an_owner_that_cannot_end_a_renewal_loses_its_datasets() {
+    super::run(async {
+        let (a, b, volume) = two_nodes().await;
+        let open = a.open(volume).await;
+        let file = top::write(&*open.fs, "kept", &data(3, 10)).await;
+        let mut watch = b.watch(volume.dataset).await;
+        a.store.clear_log();
+        a.store.script(Rule::on(Op::List).at("nodes/").then(Fault::Denied));
+        let attempts = || {
+            let is_listing =
+                |request: &&(Op, String)| request.0 == Op::List && request.1.starts_with("nodes/");
+            a.store.log().iter().filter(is_listing).count()
+        };
+        let renewals = async |more: usize| {
+            let before = attempts();
+            while attempts() < before + more {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        a.clock.advance(LEASE);
+        b.clock.advance(LEASE);
+        assert!(matches!(open.fs.getattr(file).await, Err(FsError::Unavailable(_))));
+        renewals(2).await;
+        // The heartbeat of the first renewal that failed has arrived.
+        assert!(matches!(watch.look().await.unwrap(), Verdict::NotExpired { .. }));
+        renewals(2).await;
+        b.clock.advance(LEASE);
+        let expired = expired(&mut watch).await;
+        b.take(volume.dataset, &expired).await.unwrap();
+        a.store.heal();
+        let answer = patiently(|| open.fs.getattr(file)).await;
+        assert!(matches!(answer, Err(FsError::Fenced)), "{answer:?}");
+    });
+}
+
 /// An owner that was away too long and comes back before anybody took the dataset goes on, calls
 /// under way included; who had judged it dead from before does not get it.
 #[test]

@@ -50,6 +50,8 @@ struct Renewal {
     number: u64,
     /// Set while the task runs.
     runs: bool,
+    /// The last renewal failed.
+    failed: bool,
 }
 
 /// A renewed lease, under which a dataset may be claimed.
@@ -208,15 +210,22 @@ impl RenewerState {
 
     async fn renew(&self, renewal: &mut Renewal) -> Result<(), CatalogError> {
         let limit = self.settings.renewal_limit();
-        match tokio::time::timeout(limit, self.renew_now(renewal)).await {
-            Ok(renewed) => renewed,
-            Err(_) => Err(CatalogError::Stopped {
+        let renewed = tokio::time::timeout(limit, self.renew_now(renewal)).await;
+        let renewed = renewed.unwrap_or_else(|_| {
+            Err(CatalogError::Stopped {
                 what: format!("the renewal of the lease of node {}", self.heartbeat.node),
-            }),
-        }
+            })
+        });
+        renewal.failed = renewed.is_err();
+        renewed
     }
 
     async fn renew_now(&self, renewal: &mut Renewal) -> Result<(), CatalogError> {
+        // A session that cannot end a renewal, because the store refuses its listings or no answer
+        // comes back, must not keep its datasets by heartbeats that still arrive.
+        if renewal.failed && !self.is_valid() {
+            self.catalog.node_status(self.session).await?;
+        }
         renewal.number += 1;
         // Taken before the renewal is sent (R26).
         let sent = self.settings.clock.now();
