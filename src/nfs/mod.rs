@@ -62,7 +62,7 @@ pub use handle::ExportId;
 pub use in_process::InProcessServer;
 pub use peer::{Peers, Trust};
 pub use record::{LARGE_RECORD_BYTES, RECORD_BYTES_MAX, RecordError, RecordReader};
-pub use rpc::{ClientHost, is_mount_request, is_reply, xid_of};
+pub use rpc::{ClientHost, is_mount_request, is_reply, is_retry_later, xid_of};
 pub use server::Server;
 pub use shared::{IdleConnection, Options, Squash};
 pub use status::NfsStat;

@@ -110,12 +110,23 @@ pub fn is_reply(record: &[u8]) -> bool {
     record.get(4..8).is_some_and(|kind| kind == REPLY.to_be_bytes())
 }
 
+fn has_word(record: &[u8], at: usize, value: u32) -> bool {
+    record.get(at..at + 4).is_some_and(|word| word == value.to_be_bytes())
+}
+
 /// Returns whether a record is a call that asks for the handle of an export (MNT).
 pub fn is_mount_request(record: &[u8]) -> bool {
     const MNT: u32 = 1;
-    let word = |at: usize| record.get(at..at + 4).and_then(|word| word.try_into().ok());
-    let is = |at, value: u32| word(at).map(u32::from_be_bytes) == Some(value);
-    is(4, CALL) && is(12, MOUNT_PROGRAM) && is(20, MNT)
+    has_word(record, 4, CALL) && has_word(record, 12, MOUNT_PROGRAM) && has_word(record, 20, MNT)
+}
+
+/// Returns whether a record is a reply of ours that tells the client to try again later
+/// (NFS3ERR_JUKEBOX).
+pub fn is_retry_later(record: &[u8]) -> bool {
+    const JUKEBOX: u32 = 10_008;
+    // Accepted, an empty verifier, and carried out, before the result.
+    let head = [REPLY, 0, 0, 0, 0].into_iter().zip((4..).step_by(4));
+    head.into_iter().all(|(word, at)| has_word(record, at, word)) && has_word(record, 24, JUKEBOX)
 }
 
 /// The caller according to AUTH_SYS, and its machine.

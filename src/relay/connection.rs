@@ -9,7 +9,7 @@ use super::outgoing::{Outgoing, SMALL_BYTES, mark};
 use super::state::EndpointState;
 use super::unanswered::UnansweredCalls;
 use super::{Answers, Route};
-use crate::nfs::{RecordReader, Stream, is_mount_request, is_reply, xid_of};
+use crate::nfs::{RecordReader, Stream, is_mount_request, is_reply, is_retry_later, xid_of};
 use crate::types::Backoff;
 use bytes::{BufMut, BytesMut};
 use parking_lot::Mutex;
@@ -41,8 +41,6 @@ pub struct Relayed {
     records: RecordReader,
     calls: Calls,
     outgoing: Outgoing,
-    /// The connection is our own, and may ask for the export's handle.
-    is_own: bool,
 }
 
 /// The unanswered calls, shared by the parts of a connection.
@@ -50,6 +48,9 @@ struct Calls {
     unanswered: Mutex<UnansweredCalls>,
     /// Notified when a call was added.
     added: Notify,
+    /// The connection is our own. It may ask for the export's handle, which any owner answers, and
+    /// says nothing about how the kernel's calls fare.
+    is_own: bool,
 }
 
 /// Why the parts of a connection ended.
@@ -68,9 +69,8 @@ impl Relayed {
             stream,
             endpoint,
             records: RecordReader::default(),
-            calls: Calls { unanswered, added: Notify::new() },
+            calls: Calls { unanswered, added: Notify::new(), is_own },
             outgoing: Outgoing::default(),
-            is_own,
         }
     }
 
@@ -81,10 +81,10 @@ impl Relayed {
         loop {
             let route = routes.borrow_and_update().clone();
             self.calls.unanswered.lock().send_again();
-            let Self { stream, endpoint, records, calls, outgoing, is_own } = &mut self;
+            let Self { stream, endpoint, records, calls, outgoing } = &mut self;
             let (stream, endpoint, calls) = (&*stream, &**endpoint, &*calls);
             let end = tokio::select! {
-                read = read_calls(stream, records, calls, endpoint, *is_own) => End::Client(read),
+                read = read_calls(stream, records, calls, endpoint) => End::Client(read),
                 () = follow(&route, stream, calls, outgoing, endpoint, &mut backoff) => End::Route,
                 changed = routes.changed() => match changed {
                     Ok(()) => End::RouteChanged,
@@ -111,11 +111,10 @@ async fn read_calls(
     records: &mut RecordReader,
     calls: &Calls,
     endpoint: &EndpointState,
-    is_own: bool,
 ) -> io::Result<()> {
     loop {
         while let Some(record) = records.next_record().map_err(io::Error::other)? {
-            if is_mount_request(&record) && !is_own && !endpoint.may_mount() {
+            if is_mount_request(&record) && !calls.is_own && !endpoint.may_mount() {
                 return Err(io::Error::other("MNT outside of our own mount of the volume"));
             }
             calls.unanswered.lock().add(record).map_err(io::Error::other)?;
@@ -225,7 +224,9 @@ async fn follow(
         },
     };
     tracing::debug!(error = %broke, dataset = %endpoint.dataset, "calls wait for another route");
-    endpoint.disturb();
+    if !calls.is_own {
+        endpoint.disturb();
+    }
     tokio::time::sleep(backoff.pause()).await;
 }
 
@@ -239,7 +240,9 @@ async fn exchange<R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(
     endpoint: &EndpointState,
     backoff: &mut Backoff,
 ) -> io::Error {
-    endpoint.clear_disturbance();
+    if !calls.is_own {
+        endpoint.clear_disturbance();
+    }
     backoff.reset();
     let ended = tokio::select! {
         sent = send_calls(calls, &mut to) => sent,
@@ -295,7 +298,10 @@ async fn receive<R: AsyncRead + Unpin>(
             if !calls.unanswered.lock().answered(xid) {
                 return Err(io::Error::other("a reply to no call"));
             }
-            endpoint.answered();
+            // An owner that cannot answer says so too: its calls still wait.
+            if !calls.is_own && !is_retry_later(&reply) {
+                endpoint.answered();
+            }
             outgoing.add(reply);
             if outgoing.is_full() {
                 send_replies(outgoing, stream, endpoint).await;
@@ -326,7 +332,7 @@ async fn watch_silence(calls: &Calls, endpoint: &EndpointState) -> io::Result<()
     loop {
         tokio::time::sleep(SILENCE_LOOK).await;
         let oldest = calls.unanswered.lock().oldest();
-        if oldest.is_some_and(|since| endpoint.silence(since) >= SILENCE) {
+        if !calls.is_own && oldest.is_some_and(|since| endpoint.silence(since) >= SILENCE) {
             endpoint.disturb();
         }
     }

@@ -7,9 +7,9 @@ use std::collections::HashMap;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::unix::OwnedWriteHalf;
-use tokio::net::{TcpListener, UnixStream};
+use tokio::net::{TcpListener, TcpStream, UnixStream};
 use tokio::sync::Mutex as AsyncMutex;
 use zerofs_csi::nfs::{ClientHost, Peers};
 use zerofs_csi::relay::{
@@ -74,9 +74,13 @@ impl Owner {
     }
 
     async fn answer(&self, xid: u32) {
+        self.answer_with(xid, 0).await;
+    }
+
+    async fn answer_with(&self, xid: u32, status: u32) {
         let to = self.0.lock().remove(&xid).expect("it waits");
-        let reply: Vec<u8> = [8 | LAST_FRAGMENT, xid, 1].map(u32::to_be_bytes).concat();
-        to.lock().await.write_all(&reply).await.unwrap();
+        let reply = [28 | LAST_FRAGMENT, xid, 1, 0, 0, 0, 0, status];
+        to.lock().await.write_all(&reply.map(u32::to_be_bytes).concat()).await.unwrap();
     }
 
     /// Answers a call of the connection.
@@ -119,23 +123,38 @@ impl Node {
 }
 
 impl Volume {
-    /// A connection that sends calls of this size, as fast as they are taken.
+    /// A connection as the kernel makes it.
+    async fn kernel(&self) -> TcpStream {
+        TcpStream::connect(self.endpoint.local_addr()).await.unwrap()
+    }
+
+    /// A connection of the kernel that sends calls of this size, as fast as they are taken.
     fn send(&self, connection: u32, calls: u32, bytes: usize) {
-        let mut stream = self.endpoint.connect().unwrap();
+        let at = self.endpoint.local_addr();
         tokio::spawn(async move {
-            for n in 0..calls {
-                let xid = connection * 1000 + n;
-                let mut call: Vec<u8> =
-                    [bytes as u32 | LAST_FRAGMENT, xid, 0].map(u32::to_be_bytes).concat();
-                call.resize(4 + bytes, 7);
-                if stream.write_all(&call).await.is_err() {
-                    return;
-                }
-            }
-            // It stays open; replies are small.
-            std::future::pending::<()>().await;
+            let stream = TcpStream::connect(at).await.unwrap();
+            send(stream, connection, calls, bytes).await;
         });
     }
+
+    /// As [`Self::send`], of one small call on a connection of our own.
+    fn send_own(&self, connection: u32) {
+        tokio::spawn(send(self.endpoint.connect().unwrap(), connection, 1, 100));
+    }
+}
+
+async fn send(mut stream: impl AsyncWrite + Unpin, connection: u32, calls: u32, bytes: usize) {
+    for n in 0..calls {
+        let xid = connection * 1000 + n;
+        let mut call: Vec<u8> =
+            [bytes as u32 | LAST_FRAGMENT, xid, 0].map(u32::to_be_bytes).concat();
+        call.resize(4 + bytes, 7);
+        if stream.write_all(&call).await.is_err() {
+            return;
+        }
+    }
+    // It stays open; replies are small.
+    std::future::pending::<()>().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -214,10 +233,53 @@ impl Answers for Unreachable {
 async fn calls_that_waited_for_an_owner_say_nothing_about_the_next() {
     let volume = Node::new().volume().await;
     let mut disturbed = volume.endpoint.disturbed();
-    let _client = volume.endpoint.connect().unwrap();
     volume.endpoint.set_route(Route::Here(Arc::new(Unreachable)));
+    let _kernel = volume.kernel().await;
     let noticed = tokio::time::timeout(LIMIT, disturbed.wait_for(|disturbed| *disturbed)).await;
     noticed.expect("it is noticed").unwrap();
     volume.endpoint.set_route(Route::Held);
     assert!(!*disturbed.borrow());
+}
+
+/// An owner that is cut off from the store answers the kernel that it cannot answer, and our own
+/// calls, which need no lease.
+#[tokio::test(flavor = "multi_thread")]
+async fn answers_that_bring_nothing_do_not_hide_that_calls_wait() {
+    const JUKEBOX: u32 = 10_008;
+    let volume = Node::new().volume().await;
+    let mut disturbed = volume.endpoint.disturbed();
+    let mut kernel = volume.kernel().await;
+    let call = |xid: u32| [8 | LAST_FRAGMENT, xid, 0].map(u32::to_be_bytes).concat();
+    kernel.write_all(&call(1)).await.unwrap();
+    let noticed = async {
+        let mut own = 0;
+        loop {
+            volume.send_own(7);
+            volume.owner.until("our own call passes", |owner| owner.waiting() == 2).await;
+            volume.owner.answer(7000).await;
+            own += 1;
+            let soon = Duration::from_millis(200);
+            let look = disturbed.wait_for(|disturbed| *disturbed);
+            if tokio::time::timeout(soon, look).await.is_ok() {
+                return own;
+            }
+        }
+    };
+    let own = tokio::time::timeout(LIMIT, noticed).await.expect("it is noticed");
+    assert!(own > 1);
+    volume.owner.answer_with(1, JUKEBOX).await;
+    kernel.read_exact(&mut [0; 32]).await.unwrap();
+    volume.send_own(8);
+    volume.owner.until("our own call passes", |owner| owner.waiting() == 1).await;
+    volume.owner.answer(8000).await;
+    tokio::time::sleep(MOMENT).await;
+    assert!(*disturbed.borrow_and_update(), "nothing was answered");
+    kernel.write_all(&call(2)).await.unwrap();
+    volume.owner.until("the call is sent", |owner| owner.waiting() == 1).await;
+    volume.owner.answer(2).await;
+    kernel.read_exact(&mut [0; 32]).await.unwrap();
+    tokio::time::timeout(LIMIT, disturbed.wait_for(|disturbed| !*disturbed))
+        .await
+        .unwrap()
+        .unwrap();
 }

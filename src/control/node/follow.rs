@@ -52,12 +52,20 @@ struct Search {
 }
 
 impl Search {
-    fn new(known: Option<Owner>, leave_until: Option<Instant>) -> Self {
-        Self { known, leave_until, watch: None, look_at: Instant::now(), expired: None }
+    fn new(leave_until: Option<Instant>) -> Self {
+        Self { known: None, leave_until, watch: None, look_at: Instant::now(), expired: None }
     }
 
     fn is_known(&self, owner: &Owner) -> bool {
         self.known.as_ref().is_some_and(|known| known.claim == owner.claim)
+    }
+
+    /// Begins again because calls wait for this owner. Its heartbeats are watched on: an owner that
+    /// is cut off from the store may still answer that it cannot answer, now and then, and would
+    /// never be taken over if each of these began the lease anew.
+    fn begin_again(&mut self, known: Owner) {
+        (self.known, self.leave_until, self.expired) = (Some(known), None, None);
+        self.look_at = Instant::now();
     }
 
     /// Looks at the owner's heartbeats when that is due.
@@ -161,21 +169,22 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
         first: Option<Position>,
     ) -> Result<Infallible, ControlError> {
         let mut next = first;
-        let mut search = Search::new(None, None);
+        let mut search = Search::new(None);
         loop {
             let position = match next.take() {
                 Some(position) => position,
-                None => self.search(pool, id, search).await?,
+                None => self.search(pool, id, &mut search).await?,
             };
-            search = match position {
+            match position {
                 Position::Owner(volume) => {
                     self.serve_until_lost(&volume).await?;
-                    Search::new(None, Some(Instant::now() + LEFT_TO_OTHERS))
+                    search = Search::new(Some(Instant::now() + LEFT_TO_OTHERS));
                 }
                 Position::Relay { owner, route } => {
-                    self.relay_until_disturbed(owner, route).await?
+                    self.relay_until_disturbed(&owner, route).await?;
+                    search.begin_again(owner);
                 }
-            };
+            }
         }
     }
 
@@ -203,9 +212,9 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
 
     async fn relay_until_disturbed(
         &self,
-        owner: Owner,
+        owner: &Owner,
         route: OwnerRoute,
-    ) -> Result<Search, ControlError> {
+    ) -> Result<(), ControlError> {
         let id = route.dataset;
         tracing::info!(
             dataset = %id,
@@ -220,18 +229,18 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
             owner = owner.node,
             "calls to the owner of the shared volume wait; watching its lease"
         );
-        Ok(Search::new(Some(owner), None))
+        Ok(())
     }
 
     async fn search(
         &self,
         pool: &Pool,
         id: DatasetId,
-        mut search: Search,
+        search: &mut Search,
     ) -> Result<Position, ControlError> {
         let mut failing: Option<Backoff> = None;
         loop {
-            let pause = match Box::pin(self.try_position(pool, id, &mut search)).await {
+            let pause = match Box::pin(self.try_position(pool, id, search)).await {
                 Ok(Some(position)) => return Ok(position),
                 Ok(None) => {
                     failing = None;
@@ -266,6 +275,11 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
     ) -> Result<Option<Position>, ControlError> {
         // A process that was replaced opens nothing.
         let _present = self.present().await?;
+        if search.leave_until.is_some() && self.volumes.closing().contains(&id) {
+            // It is theirs from when it is released.
+            search.leave_until = Some(Instant::now() + LEFT_TO_OTHERS);
+            return Ok(None);
+        }
         if search.leave_until.is_some_and(|until| Instant::now() < until)
             && self.is_left(pool, id).await?
         {
