@@ -72,15 +72,16 @@ pub struct DirtyMemory {
     flushers: Mutex<Vec<Weak<Notify>>>,
 }
 
-/// One volume's share of it. A volume whose store accepts no writes must not stop the others: it
-/// gets [`SHARE_PERCENT`] at most.
+/// One volume's share of it. Volumes whose store accepts no writes must not stop the others: each
+/// gets [`TIMES_FREE`] what is left free at most, so that something is, however many they are. One
+/// volume alone gets three quarters.
 #[derive(Debug)]
 pub(super) struct Room {
     all: Arc<DirtyMemory>,
     used: AtomicU64,
 }
 
-const SHARE_PERCENT: u64 = 90;
+const TIMES_FREE: u64 = 3;
 
 /// A writer that found no room for this long gets an error that the store does not answer: its
 /// client retries.
@@ -97,13 +98,6 @@ impl Drop for Admission {
     fn drop(&mut self) {
         self.room.change(-self.bytes.cast_signed());
     }
-}
-
-/// Takes `bytes` more of `max`; a request larger than `max` is granted only while nothing else is
-/// taken.
-fn take(used: &AtomicU64, bytes: u64, max: u64) -> bool {
-    let fits = |used: u64| (used == 0 || used + bytes <= max).then_some(used + bytes);
-    used.fetch_update(Ordering::AcqRel, Ordering::Acquire, fits).is_ok()
 }
 
 impl DirtyMemory {
@@ -131,20 +125,23 @@ impl Room {
         Self { all, used: AtomicU64::new(0) }
     }
 
-    fn own_max(&self) -> u64 {
-        self.all.max / 100 * SHARE_PERCENT
-    }
-
     /// Returns whether flushing should begin, before writers have to wait.
     pub fn is_low(&self) -> bool {
         self.all.used.load(Ordering::Acquire) > self.all.max / 2
     }
 
+    /// A write larger than all of it is taken while nothing else is; the first one of a volume
+    /// while there is room for it at all.
     fn try_take(&self, bytes: u64) -> bool {
-        if !take(&self.used, bytes, self.own_max()) {
-            return false;
-        }
-        let taken = take(&self.all.used, bytes, self.all.max);
+        let own = self.used.fetch_add(bytes, Ordering::AcqRel);
+        let fits = |all: u64| {
+            let is_taken = match self.all.max.checked_sub(all + bytes) {
+                Some(free) => own == 0 || own + bytes <= TIMES_FREE * free,
+                None => all == 0,
+            };
+            is_taken.then_some(all + bytes)
+        };
+        let taken = self.all.used.fetch_update(Ordering::AcqRel, Ordering::Acquire, fits).is_ok();
         if !taken {
             self.used.fetch_sub(bytes, Ordering::AcqRel);
         }
@@ -253,10 +250,11 @@ mod tests {
     async fn volumes_share_the_memory_and_press_each_other() {
         let all = DirtyMemory::new(1000);
         let ((one, flush_one), (two, _two)) = (room(&all), room(&all));
-        let held = one.admit(900).await.unwrap();
+        let held = one.admit(700).await.unwrap();
+        let more = one.admit(50).await.unwrap();
         assert!(one.admit(1).await.is_err(), "not all of it is for one volume");
         let small = two.admit(100).await.unwrap();
-        drop(small);
+        drop((small, more));
         let waiting = tokio::spawn({
             let two = two.clone();
             async move { two.admit(500).await.map(|_| ()) }
@@ -267,5 +265,21 @@ mod tests {
         one.change(300);
         drop(one);
         assert_eq!(all.used.load(Ordering::Acquire), 0, "a volume that is gone holds nothing");
+    }
+
+    /// As many as a pool that is away may have of a node's volumes.
+    #[tokio::test(start_paused = true)]
+    async fn volumes_that_are_stuck_leave_room_for_those_that_are_not() {
+        const WRITE: u64 = 1 << 10;
+        let all = DirtyMemory::new(1000 * WRITE);
+        let mut stuck = Vec::new();
+        for _ in 0..4 {
+            let (volume, _) = room(&all);
+            while volume.try_take(WRITE) {}
+            assert!(volume.used() >= WRITE, "each has something");
+            stuck.push(volume);
+        }
+        let (well, _) = room(&all);
+        drop(well.admit(WRITE).await.unwrap());
     }
 }
