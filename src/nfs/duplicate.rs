@@ -12,8 +12,9 @@
 //! the database; remembering them here is enough, because it is only while a process lives that
 //! copies wait in its sockets. One that an owner did not answer before it died may be carried out a
 //! second time by the next one. Its client has written nothing newer there: a kernel's waits for
-//! the answer before it writes a page again. What others wrote there in the meantime was written at
-//! the same time as it, and may be before it or after it.
+//! the answer before it writes a page again. Another node of a shared volume may have: it read what the
+//! call had written, wrote something newer, and that is replaced. docs/failover.md says so; a row for
+//! each WRITE of a shared volume would end it.
 
 use super::budget::{Count, Counted};
 use super::outbox::Outbox;
