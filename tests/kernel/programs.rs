@@ -61,7 +61,8 @@ pub fn git() -> Outcome {
             r#"
         export GIT_CONFIG_GLOBAL=/dev/null GIT_CONFIG_COUNT=1
         export GIT_CONFIG_KEY_0=safe.directory GIT_CONFIG_VALUE_0='*'
-        git clone -q --no-local --depth 50 "file://{source}" copy; cd copy; git fsck --full --no-progress
+        git clone -q --no-local --depth 50 --sparse "file://{source}" copy; cd copy
+        git sparse-checkout set src/fs; git fsck --full --no-progress
         git -c user.name=n -c user.email=e@example.com commit -q --allow-empty -m change; git gc -q
         uncached
         git fsck --full --no-progress; equal "$(git status --porcelain)" '' status
