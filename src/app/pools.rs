@@ -12,7 +12,7 @@ use futures::future::BoxFuture;
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 use zeroize::Zeroizing;
@@ -29,6 +29,9 @@ const FIRST_TRY: Duration = Duration::from_secs(5);
 /// Between attempts to open a pool.
 const RETRY_MIN: Duration = Duration::from_millis(500);
 const RETRY_MAX: Duration = Duration::from_secs(30);
+/// From the start to the check whether the pools' stores take objects of the size of packs: such an
+/// object has a slow line for itself, which a hand-over and the opening of volumes need first.
+const FIRST_CHECK: Duration = Duration::from_secs(30);
 /// Between checks whether the pools' stores refuse objects.
 const REFUSED_AGAIN: Duration = Duration::from_secs(20);
 
@@ -222,19 +225,21 @@ async fn keep_opening(
     }
 }
 
-/// Checks for each pool, once it is open and for as long as its store refuses, that objects of the
+/// Checks for each pool, some time after the start and for as long as its store refuses, that objects of the
 /// size of packs are accepted: a proxy's limit, which would block writes for ever, is reported.
 pub async fn watch_refusals(pools: Pools, stop: CancellationToken) {
     let (mut tried, mut refusing) = (BTreeSet::new(), BTreeSet::new());
+    let begun = Instant::now();
     loop {
         for pool in pools.iter() {
             let bucket = pool.catalog.bucket();
-            if bucket.refusal().is_none()
-                && !tried.insert(pool.name.clone())
-                && !refusing.contains(&pool.name)
-            {
+            let is_refused = bucket.refusal().is_some() || refusing.contains(&pool.name);
+            let is_due =
+                is_refused || begun.elapsed() >= FIRST_CHECK && !tried.contains(&pool.name);
+            if !is_due {
                 continue;
             }
+            tried.insert(pool.name.clone());
             // Transient failures are retried where they matter; the bucket remembers a refusal.
             let checked = tokio::select! {
                 () = stop.cancelled() => return,
