@@ -225,8 +225,9 @@ async fn keep_opening(
     }
 }
 
-/// Checks for each pool, some time after the start and for as long as its store refuses, that objects of the
-/// size of packs are accepted: a proxy's limit, which would block writes for ever, is reported.
+/// Checks for each pool, some time after the start and for as long as its store refuses, that
+/// objects of the size of packs are accepted: a proxy's limit, which would block writes for ever,
+/// is reported.
 pub async fn watch_refusals(pools: Pools, stop: CancellationToken) {
     let (mut tried, mut refusing) = (BTreeSet::new(), BTreeSet::new());
     let begun = Instant::now();

@@ -276,7 +276,7 @@ impl<M: Mounter, E: Endpoints> NodeAgent<M, E> {
         // A process that was replaced opens nothing.
         let _present = self.present().await?;
         if search.leave_until.is_some() && self.volumes.closing().contains(&id) {
-            // It is theirs from when it is released.
+            // The others can take it only once it is released: their time begins then.
             search.leave_until = Some(Instant::now() + LEFT_TO_OTHERS);
             return Ok(None);
         }
