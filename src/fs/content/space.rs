@@ -133,17 +133,17 @@ impl Room {
     /// A write larger than all of it is taken while nothing else is; the first one of a volume
     /// while there is room for it at all.
     fn try_take(&self, bytes: u64) -> bool {
-        let own = self.used.fetch_add(bytes, Ordering::AcqRel);
-        let fits = |all: u64| {
-            let is_taken = match self.all.max.checked_sub(all + bytes) {
+        let own = self.used.load(Ordering::Acquire);
+        let take = |all: u64| {
+            let fits = match self.all.max.checked_sub(all + bytes) {
                 Some(free) => own == 0 || own + bytes <= TIMES_FREE * free,
                 None => all == 0,
             };
-            is_taken.then_some(all + bytes)
+            fits.then_some(all + bytes)
         };
-        let taken = self.all.used.fetch_update(Ordering::AcqRel, Ordering::Acquire, fits).is_ok();
-        if !taken {
-            self.used.fetch_sub(bytes, Ordering::AcqRel);
+        let taken = self.all.used.fetch_update(Ordering::AcqRel, Ordering::Acquire, take).is_ok();
+        if taken {
+            self.used.fetch_add(bytes, Ordering::AcqRel);
         }
         taken
     }
