@@ -12,9 +12,9 @@
 //! the database; remembering them here is enough, because it is only while a process lives that
 //! copies wait in its sockets. One that an owner did not answer before it died may be carried out a
 //! second time by the next one. Its client has written nothing newer there: a kernel's waits for
-//! the answer before it writes a page again. Another node of a shared volume may have: it read what the
-//! call had written, wrote something newer, and that is replaced. docs/failover.md says so; a row for
-//! each WRITE of a shared volume would end it.
+//! the answer before it writes a page again. Another node of a shared volume may have: if it has read
+//! what the call wrote and has overwritten it, its newer bytes are replaced. docs/failover.md says
+//! so; a row in the database for each WRITE of a shared volume would prevent it.
 
 use super::budget::{Count, Counted};
 use super::outbox::Outbox;

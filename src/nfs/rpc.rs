@@ -1,5 +1,6 @@
 //! ONC RPC (RFC 5531): call headers, credentials, reply headers.
 
+use super::status::NfsStat;
 use super::xdr::{Cursor, Encoder, Result, XdrError};
 use crate::fs::api::{CallId, Caller};
 use crate::types::is_owner;
@@ -123,10 +124,9 @@ pub fn is_mount_request(record: &[u8]) -> bool {
 /// Returns whether a record is a reply of ours that tells the client to try again later
 /// (NFS3ERR_JUKEBOX).
 pub fn is_retry_later(record: &[u8]) -> bool {
-    const JUKEBOX: u32 = 10_008;
-    // Accepted, an empty verifier, and carried out, before the result.
-    let head = [REPLY, 0, 0, 0, 0].into_iter().zip((4..).step_by(4));
-    head.into_iter().all(|(word, at)| has_word(record, at, word)) && has_word(record, 24, JUKEBOX)
+    // Accepted, an empty verifier, carried out, and the status that begins the result.
+    let words = [REPLY, 0, 0, 0, 0, NfsStat::Jukebox as u32];
+    words.into_iter().zip((4..).step_by(4)).all(|(word, at)| has_word(record, at, word))
 }
 
 /// The caller according to AUTH_SYS, and its machine.
